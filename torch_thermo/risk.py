@@ -1,0 +1,582 @@
+"""The empirical risk of a model over fixed batches, and the contexts it is measured in."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+LossFn = Callable[[Any, Any], Tensor]
+Closure = Callable[[nn.Module, Any], Any]
+
+
+class Term(NamedTuple):
+    """One batch of the risk: its mean loss (a scalar with graph) and its weight."""
+
+    loss: Tensor
+    weight: float
+
+
+@dataclass(frozen=True)
+class GroupGradients:
+    """Gradients of this rank's batches, in at most `groups` groups.
+
+    Attributes:
+        gradients: (G, n), the weighted mean gradient of each group; dtype and device of the risk.
+        weights: (G,), float64 on the CPU, the total weight of each group.
+        losses: (G,), float64 on the CPU, the weighted mean loss of each group.
+    """
+
+    gradients: Tensor
+    weights: Tensor
+    losses: Tensor
+
+
+class Risk:
+    r"""Empirical risk `R(theta) = sum_n w_n loss_n / sum_n w_n` over fixed batches.
+
+    The model is measured as it is deployed: in eval mode (every `training` flag is put back),
+    without autocast, with deterministic attention, at full float32 precision, never under
+    `inference_mode`. `.backward()` is never called, so no `.grad` is created, read or changed.
+    A forward pass that draws random numbers draws the same ones every time, from a fork of the
+    generators, so that R is a function of theta and the caller's generators don't move.
+
+    Built from `loss_fn` the risk is *structured*: its Hessian can be split into Gauss-Newton and
+    functional parts. Built by `from_closure` it is opaque: value, gradient and Hessian only.
+
+    Args:
+        model: called as `model(input)`.
+        loss_fn: `loss_fn(output, target)` -> scalar mean, weighted by the number of examples, or
+            (B,) losses of the examples.
+        batches: a list of `(input, target)`, or anything that can be iterated again and again with
+            the same result. A batch on another device is moved.
+        params: names or parameters to differentiate; default: all that require a gradient.
+        process_group: with one, the batches are this rank's shard, and every method is collective
+            and returns the result over all ranks. All ranks must call the same methods.
+
+    Attributes:
+        model: the model.
+        parameters: {name: parameter}, in the model's order.
+        blocks: {name: slice} into flat vectors.
+        numel: n, the number of parameters measured.
+        dtype: of flat vectors: the parameters' dtype, float32 at least.
+        device: of the parameters.
+        structured: whether there is a `loss_fn`.
+
+    Raises:
+        TypeError: a one-shot iterator, or parameters that are complex or sharded.
+        ValueError: no batch, no trainable parameter, an unknown or frozen one, several devices.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss_fn: LossFn | None,
+        batches: Iterable[Any],
+        params: Iterable[str | Tensor] | None = None,
+        process_group: Any | None = None,
+    ) -> None:
+        if loss_fn is not None and not callable(loss_fn):
+            raise TypeError(f"loss_fn must be callable, got {type(loss_fn).__name__}")
+        self.model = model
+        self.loss_fn = loss_fn
+        self.process_group = process_group
+        self._closure: Closure | None = None
+        self._batches = _re_iterable(batches)
+        self.parameters = _select(model, params)
+        self.device = _only_device(self.parameters)
+        self.dtype = _vector_dtype(self.parameters)
+        self.blocks: dict[str, slice] = {}
+        start = 0
+        for name, parameter in self.parameters.items():
+            self.blocks[name] = slice(start, start + parameter.numel())
+            start += parameter.numel()
+        self.numel = start
+        self._frozen_groups = 0
+        self._memo: GroupGradients | None = None
+        self._samples: int | None = None
+
+    @classmethod
+    def from_closure(
+        cls,
+        model: nn.Module,
+        closure: Closure,
+        batches: Iterable[Any],
+        params: Iterable[str | Tensor] | None = None,
+        process_group: Any | None = None,
+    ) -> Risk:
+        """Build an opaque risk from `closure(model, batch) -> mean or (mean, weight)`.
+
+        Without a weight a batch weighs its number of examples: the length of its first tensor.
+
+        Raises:
+            TypeError: `closure` is not callable, and what `Risk` raises.
+        """
+        if not callable(closure):
+            raise TypeError(f"closure must be callable, got {type(closure).__name__}")
+        risk = cls(model, None, batches, params, process_group)
+        risk._closure = closure
+        return risk
+
+    @property
+    def structured(self) -> bool:
+        """Whether the loss is known as a function of (output, target)."""
+        return self.loss_fn is not None
+
+    @property
+    def samples(self) -> int:
+        """Number of examples on this rank: the lengths of the batches, summed."""
+        if self._samples is None:
+            self._samples = sum(batch_size(batch) for batch in self.batches())
+        return self._samples
+
+    def value(self) -> float:
+        """Return R(theta) as a float, summed over the batches in float64."""
+        if self._frozen_groups:
+            groups = self.group_gradients(self._frozen_groups)
+            losses, weights = groups.losses, groups.weights
+            return float(self.average(lambda: ((losses @ weights)[None], float(weights.sum())))[0])
+
+        def local() -> tuple[Tensor, float]:
+            total = torch.zeros(1, dtype=torch.float64)
+            weights = 0.0
+            for batch in self.batches():
+                term = self.term(batch)
+                total += term.weight * float(term.loss)
+                weights += term.weight
+            return total, weights
+
+        with self.measuring(), torch.no_grad():
+            return float(self.average(local)[0])
+
+    def gradient(self) -> Tensor:
+        """Return grad R(theta), flat (n,), in the risk's dtype and device, without a graph."""
+
+        def local() -> tuple[Tensor, float]:
+            groups = self.group_gradients(self._frozen_groups or 1)
+            weights = groups.weights.to(groups.gradients)
+            return weights @ groups.gradients, float(groups.weights.sum())
+
+        return self.average(local)
+
+    def group_gradients(self, groups: int = 8) -> GroupGradients:
+        """Return the gradients of this rank's batches in `min(groups, batches)` groups.
+
+        Batch i goes to group i mod `groups`; needs `groups` vectors of memory and one pass.
+        Inside `frozen` the pass is made once.
+
+        Raises:
+            ValueError: `groups` below 1, or no batch.
+        """
+        if groups < 1:
+            raise ValueError(f"groups must be at least 1, got {groups}")
+        if self._memo is not None and groups == self._frozen_groups:
+            return self._memo
+        sums: list[Tensor] = []
+        weights: list[float] = []
+        losses: list[float] = []
+        with self.measuring():
+            for index, batch in enumerate(self.batches()):
+                term = self.term(batch)
+                gradient = term.weight * self.flatten(self.differentiate(term.loss))
+                group = index % groups
+                if group == len(sums):
+                    sums.append(gradient)
+                    weights.append(term.weight)
+                    losses.append(term.weight * float(term.loss.detach()))
+                else:
+                    sums[group] += gradient
+                    weights[group] += term.weight
+                    losses[group] += term.weight * float(term.loss.detach())
+        mass = torch.tensor(weights, dtype=torch.float64)
+        # an ignored batch (weight 0) has no mean; it stays a row of zeros without weight
+        divisor = torch.where(mass > 0, mass, torch.ones_like(mass))
+        for row, d in zip(sums, divisor.tolist(), strict=True):
+            row /= d
+        result = GroupGradients(
+            torch.stack(sums), mass, torch.tensor(losses, dtype=torch.float64) / divisor
+        )
+        if groups == self._frozen_groups:
+            self._memo = result
+        return result
+
+    @contextmanager
+    def frozen(self, groups: int = 8) -> Iterator[Risk]:
+        """Promise that neither weights nor data change inside: gradients are computed once.
+
+        Value, gradient and `group_gradients(groups)` come from one pass. Scopes may be nested;
+        the outermost decides and keeps the result until it ends.
+        """
+        if self._frozen_groups:
+            yield self
+            return
+        self._frozen_groups = groups
+        try:
+            yield self
+        finally:
+            self._frozen_groups = 0
+            self._memo = None
+
+    # -- what the operators are built from ---------------------------------------------------
+
+    def batches(self) -> Iterator[Any]:
+        """Iterate over the batches, on the risk's device.
+
+        Raises:
+            ValueError: there is none.
+        """
+        empty = True
+        for batch in self._batches:
+            empty = False
+            yield _move(batch, self.device)
+        if empty:
+            raise ValueError("batches is empty: a risk needs at least one batch")
+
+    def term(self, batch: Any) -> Term:
+        """Return the mean loss of one batch, with its graph, and its weight.
+
+        Raises:
+            TypeError: the loss or the closure returned something else than documented.
+            ValueError: a loss of the wrong shape, a negative or non-finite weight.
+        """
+        if self._closure is not None:
+            returned = self._closure(self.model, batch)
+            if isinstance(returned, tuple):
+                loss, weight = returned
+                return Term(_scalar(loss, "closure"), _checked_weight(float(weight)))
+            return Term(_scalar(returned, "closure"), float(batch_size(batch)))
+        output, target = self.forward(batch)
+        return self.loss_of(output, target, batch_size(batch))
+
+    def forward(self, batch: Any) -> tuple[Any, Any]:
+        """Return (output, target) of one batch of a structured risk, with the output's graph.
+
+        Raises:
+            TypeError: the risk is opaque, or the batch is no (input, target) pair.
+        """
+        self.require_structure("the output of the model")
+        if not (isinstance(batch, tuple | list) and len(batch) == 2):
+            raise TypeError(
+                "with loss_fn every batch must be a pair (input, target), got "
+                f"{_describe(batch)}; for other batches give closure(model, batch)"
+            )
+        return self.model(batch[0]), batch[1]
+
+    def loss_of(self, output: Any, target: Any, examples: int) -> Term:
+        """Return the mean loss of an output and its weight: the number of examples."""
+        assert self.loss_fn is not None
+        loss = self.loss_fn(output, target)
+        if isinstance(loss, Tensor) and loss.dim() == 1 and loss.numel() == examples:
+            return Term(loss.mean(), float(examples))
+        return Term(_scalar(loss, "loss_fn", f"or ({examples},) losses"), float(examples))
+
+    def require_structure(self, what: str) -> None:
+        """Raise TypeError if the risk is opaque, naming what was asked for."""
+        if self.loss_fn is None:
+            raise TypeError(
+                f"{what} needs the loss as loss_fn(output, target); "
+                "this risk was built from a closure, which gives value, gradient and Hessian only"
+            )
+
+    def differentiate(self, scalar: Tensor, create_graph: bool = False) -> tuple[Tensor, ...]:
+        """Return the gradient of `scalar` in each parameter; zeros where it does not enter.
+
+        Raises:
+            RuntimeError: reentrant activation checkpointing, with the cure.
+        """
+        parameters = tuple(self.parameters.values())
+        if not scalar.requires_grad:
+            return tuple(torch.zeros_like(p) for p in parameters)
+        try:
+            return torch.autograd.grad(
+                scalar, parameters, create_graph=create_graph, materialize_grads=True
+            )
+        except RuntimeError as error:
+            if "heckpoint" in str(error):
+                raise RuntimeError(
+                    "reentrant activation checkpointing cannot be measured: "
+                    "call checkpoint(..., use_reentrant=False) in the model"
+                ) from error
+            raise
+
+    def flatten(self, tensors: Iterable[Tensor]) -> Tensor:
+        """Join one tensor for each parameter to a flat (n,) vector of the risk's dtype."""
+        return torch.cat([t.detach().reshape(-1).to(self.dtype) for t in tensors])
+
+    def unflatten(self, vector: Tensor) -> tuple[Tensor, ...]:
+        """Split a flat (n,) vector into tensors of the parameters' shapes and dtypes."""
+        return tuple(
+            vector[block].view(parameter.shape).to(parameter.dtype)
+            for block, parameter in zip(self.blocks.values(), self.parameters.values(), strict=True)
+        )
+
+    def average(self, local: Callable[[], tuple[Tensor, float]]) -> Tensor:
+        """Return sum(x) / sum(w) over all ranks for `local() -> (sum of w x, sum of w)`.
+
+        The one reduction of the project. What happens on a rank travels as a status beside the
+        weight: a rank that raises still enters the collective, and all stop together.
+
+        Raises:
+            ValueError: the total weight is zero.
+            RuntimeError: another rank failed (this rank's own error is raised unchanged).
+        """
+        if self.process_group is None:
+            total, weight = local()
+        else:
+            total, weight = _reduce(local, self.process_group, self.device)
+        if not weight > 0:
+            raise ValueError(f"the weights of the risk must have a positive sum, got {weight}")
+        return total / weight
+
+    def least_over_ranks(self, number: float) -> float:
+        """Return the smallest of the ranks' numbers, so that all decide alike."""
+        if self.process_group is None:
+            return number
+        import torch.distributed as dist
+
+        shared = torch.tensor(float(number), dtype=torch.float64, device=self.device)
+        dist.all_reduce(shared, op=dist.ReduceOp.MIN, group=self.process_group)
+        return float(shared)
+
+    @contextmanager
+    def measuring(self) -> Iterator[None]:
+        """Enter what second derivatives need: see the class; everything is put back."""
+        with second_order(self.model, self.device):
+            yield
+
+
+@contextmanager
+def second_order(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Make `model` measurable: the contexts that exact first and second derivatives need.
+
+    Eval mode (dropout and train-mode BatchNorm make products disagree), gradients on and
+    inference mode off, no autocast, math attention (the fused kernels have no second
+    derivative), TF32 and cudnn's benchmark off, cudnn off for recurrent nets (no second
+    derivative, no backward in eval mode), torch.compile's results run eagerly (no double
+    backward), random numbers from a fork with a fixed seed.
+    """
+    devices = [device] if device.type == "cuda" else []
+    with ExitStack() as stack:
+        enter = stack.enter_context
+        enter(torch.inference_mode(False))
+        enter(torch.enable_grad())
+        enter(torch.random.fork_rng(devices=devices))
+        # not torch.manual_seed, which seeds every device, also those that are not put back
+        torch.default_generator.manual_seed(0)
+        if devices:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(0)
+        enter(_eval_mode(model))
+        enter(torch.autocast(device.type, enabled=False))
+        enter(sdpa_kernel(SDPBackend.MATH))
+        enter(_full_precision())
+        if device.type == "cuda" and any(isinstance(m, nn.RNNBase) for m in model.modules()):
+            enter(torch.backends.cudnn.flags(enabled=False))
+        # set_stance imports the compiler, seconds of work that a run without it is spared
+        if "torch._dynamo" in sys.modules:
+            enter(torch.compiler.set_stance("force_eager"))
+        yield
+
+
+@contextmanager
+def _eval_mode(model: nn.Module) -> Iterator[None]:
+    flags = [(module, module.training) for module in model.modules()]
+    for module, _ in flags:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module, flag in flags:
+            module.training = flag
+
+
+@contextmanager
+def _full_precision() -> Iterator[None]:
+    """Products of float32 in float32: TF32 alone breaks agreement to 1e-6."""
+    settings: list[tuple[Any, str, Any]] = [(torch.backends.cudnn, "benchmark", False)]
+    # torch 2.9 has a setting for each backend; mixing the two interfaces raises there
+    parts = [
+        getattr(getattr(torch.backends, backend, None), part, None)
+        for backend, part in (
+            ("cuda", "matmul"),
+            ("cudnn", "conv"),
+            ("cudnn", "rnn"),
+            ("mkldnn", "matmul"),
+            ("mkldnn", "conv"),
+            ("mkldnn", "rnn"),
+        )
+    ]
+    if all(hasattr(part, "fp32_precision") for part in parts):
+        settings += [(part, "fp32_precision", "ieee") for part in parts]
+    else:
+        settings += [
+            (torch.backends.cuda.matmul, "allow_tf32", False),
+            (torch.backends.cudnn, "allow_tf32", False),
+        ]
+    before = [(owner, name, getattr(owner, name)) for owner, name, _ in settings]
+    try:
+        for owner, name, wanted in settings:
+            setattr(owner, name, wanted)
+        yield
+    finally:
+        for owner, name, value in before:
+            setattr(owner, name, value)
+
+
+def batch_size(batch: Any) -> int:
+    """Return the number of examples of a batch: the length of its first tensor with dimensions.
+
+    Raises:
+        ValueError: the batch holds no such tensor.
+    """
+    for leaf in tensors_of(batch):
+        if leaf.dim() > 0:
+            return leaf.shape[0]
+    raise ValueError(
+        f"cannot tell the number of examples of a batch ({_describe(batch)}): "
+        "return (mean, weight) from a closure"
+    )
+
+
+def tensors_of(tree: Any) -> Iterator[Tensor]:
+    """Iterate over the tensors of nested tuples, lists, mappings and `.to`-able batches."""
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, dict) or hasattr(tree, "items"):
+        for value in tree.values():
+            yield from tensors_of(value)
+    elif isinstance(tree, tuple | list):
+        for value in tree:
+            yield from tensors_of(value)
+
+
+def _move(tree: Any, device: torch.device) -> Any:
+    if isinstance(tree, Tensor):
+        moved = tree.to(device)
+        # autograd cannot save inference tensors (as trainer.validate's batches are) for backward
+        return moved.clone() if moved.is_inference() else moved
+    if isinstance(tree, dict):
+        moved_items = {key: _move(value, device) for key, value in tree.items()}
+        return moved_items if type(tree) is dict else type(tree)(moved_items)
+    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
+        return type(tree)(*(_move(value, device) for value in tree))
+    if isinstance(tree, tuple | list):
+        return type(tree)(_move(value, device) for value in tree)
+    return tree.to(device) if hasattr(tree, "to") else tree
+
+
+def _re_iterable(batches: Iterable[Any]) -> Iterable[Any]:
+    if isinstance(batches, Tensor | dict | str) or not hasattr(batches, "__iter__"):
+        raise TypeError(
+            f"batches must be a list of batches or a loader, got {type(batches).__name__}"
+        )
+    if isinstance(batches, Iterator):
+        raise TypeError(
+            f"batches is a one-shot {type(batches).__name__}: every product reads it again, "
+            "so give a list or a loader"
+        )
+    if isinstance(batches, Sequence) and len(batches) == 0:
+        raise ValueError("batches is empty: a risk needs at least one batch")
+    return batches
+
+
+def _select(model: nn.Module, params: Iterable[str | Tensor] | None) -> dict[str, Tensor]:
+    named: dict[str, Tensor] = dict(model.named_parameters())
+    if params is None:
+        chosen = {name: p for name, p in named.items() if p.requires_grad}
+        if not chosen:
+            raise ValueError("the model has no parameter that requires a gradient")
+    else:
+        by_id = {id(p): name for name, p in named.items()}
+        wanted: set[str] = set()
+        for item in [params] if isinstance(params, str | Tensor) else params:
+            name = item if isinstance(item, str) else by_id.get(id(item), "")
+            if name not in named:
+                raise ValueError(
+                    "params must name parameters of the model, got "
+                    + (repr(item) if isinstance(item, str) else "a tensor that is none of them")
+                )
+            wanted.add(name)
+        chosen = {name: p for name, p in named.items() if name in wanted}
+        if not chosen:
+            raise ValueError("params is empty: name at least one parameter")
+        for name, p in chosen.items():
+            if not p.requires_grad:
+                raise ValueError(f"parameter {name!r} is frozen (requires_grad is False)")
+    for name, p in chosen.items():
+        if isinstance(p, nn.parameter.UninitializedParameter):
+            raise ValueError(f"parameter {name!r} has no shape yet: run the lazy module once")
+        if p.is_complex():
+            raise TypeError(f"parameter {name!r} is complex, which is not supported")
+        if hasattr(p, "to_local"):
+            raise TypeError(
+                f"parameter {name!r} is sharded (DTensor): autograd gives no gradient for it"
+            )
+    return chosen
+
+
+def _only_device(parameters: dict[str, Tensor]) -> torch.device:
+    devices = {p.device for p in parameters.values()}
+    if len(devices) > 1:
+        raise ValueError(f"all parameters must be on one device, got {sorted(map(str, devices))}")
+    return devices.pop()
+
+
+def _vector_dtype(parameters: dict[str, Tensor]) -> torch.dtype:
+    # bf16 has 8 bits: vectors of it lose orthogonality in a few steps
+    dtype = torch.float32
+    for p in parameters.values():
+        dtype = torch.promote_types(dtype, p.dtype)
+    return dtype
+
+
+def _scalar(loss: Any, source: str, alternative: str = "") -> Tensor:
+    if not isinstance(loss, Tensor):
+        raise TypeError(f"{source} must return a tensor, got {type(loss).__name__}")
+    if loss.numel() != 1:
+        raise ValueError(
+            f"{source} must return a scalar mean {alternative}".rstrip()
+            + f", got shape {tuple(loss.shape)}"
+        )
+    return loss.reshape(())
+
+
+def _checked_weight(weight: float) -> float:
+    if not 0 <= weight < float("inf"):
+        raise ValueError(f"the weight of a batch must be finite and not negative, got {weight}")
+    return weight
+
+
+def _describe(batch: Any) -> str:
+    if isinstance(batch, tuple | list):
+        return f"a {type(batch).__name__} of {len(batch)}"
+    return f"a {type(batch).__name__}"
+
+
+def _reduce(
+    local: Callable[[], tuple[Tensor, float]], group: Any, device: torch.device
+) -> tuple[Tensor, float]:
+    import torch.distributed as dist
+
+    failure: Exception | None = None
+    total, weight = torch.zeros(0), 0.0
+    try:
+        total, weight = local()
+    except Exception as error:  # the collective must be entered whatever happened
+        failure = error
+    small = torch.tensor([weight, float(failure is not None)], dtype=torch.float64, device=device)
+    dist.all_reduce(small, group=group)
+    failed = int(small[1])
+    if failure is not None:
+        raise failure
+    if failed:
+        raise RuntimeError(f"the measurement stopped: {failed} other rank(s) failed in it")
+    moved = total.to(device, copy=True)
+    dist.all_reduce(moved, group=group)
+    return moved.to(total.device), float(small[0])
