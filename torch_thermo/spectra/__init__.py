@@ -1,0 +1,22 @@
+"""Spectra of symmetric linear maps that are known by their products alone."""
+
+from torch_thermo.spectra.estimate import Estimate
+from torch_thermo.spectra.lanczos import LanczosRun, SymmetricMap, lanczos, lanczos_memory
+from torch_thermo.spectra.probes import hadamard_order, probe_blocks, rademacher
+from torch_thermo.spectra.spectral_measure import Extremes, SpectralMeasure, spectral_measure
+from torch_thermo.spectra.trace import trace
+
+__all__ = [
+    "Estimate",
+    "Extremes",
+    "LanczosRun",
+    "SpectralMeasure",
+    "SymmetricMap",
+    "hadamard_order",
+    "lanczos",
+    "lanczos_memory",
+    "probe_blocks",
+    "rademacher",
+    "spectral_measure",
+    "trace",
+]
