@@ -1,0 +1,27 @@
+"""Symmetry of the gradient, layer by layer."""
+
+from __future__ import annotations
+
+from torch_thermo.risk import Risk
+from torch_thermo.symmetry import SymmetryTest, symmetry_test
+
+
+def gradient_symmetry(risk: Risk, seed: int = 0) -> dict[str, SymmetryTest]:
+    """Test the entries of `grad R` of every parameter for symmetry about 0 (Li, Fig. 4a).
+
+    Exact zeros (dead units) carry no sign and count in no balance. The last layer of a ReLU net is
+    one-sided by construction: its inputs are not negative. Entries depend on each other, so that
+    the p-values are descriptive.
+
+    Args:
+        risk: R.
+        seed: of the sign-flip null.
+
+    Returns:
+        {parameter name: SymmetryTest}.
+
+    Raises:
+        ValueError: the gradient holds NaN or infinity.
+    """
+    gradient = risk.gradient()
+    return {name: symmetry_test(gradient[block], seed=seed) for name, block in risk.blocks.items()}

@@ -1,0 +1,29 @@
+"""Symmetry of the weights, layer by layer."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from torch_thermo.symmetry import SymmetryTest, symmetry_test
+
+
+def weight_symmetry(model: nn.Module, seed: int = 0) -> dict[str, SymmetryTest]:
+    """Test the entries of every parameter for symmetry about 0 (Li, Fig. 3a).
+
+    Entries of a trained layer depend on each other, so that the p-values are descriptive.
+
+    Args:
+        model: its parameters that are floating point and not empty, trainable or not.
+        seed: of the sign-flip null.
+
+    Returns:
+        {parameter name: SymmetryTest}.
+
+    Raises:
+        ValueError: a parameter holds NaN or infinity.
+    """
+    return {
+        name: symmetry_test(parameter.detach(), seed=seed)
+        for name, parameter in model.named_parameters()
+        if parameter.is_floating_point() and parameter.numel()
+    }

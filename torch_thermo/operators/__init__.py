@@ -1,0 +1,14 @@
+"""Matrix-free symmetric operators: second derivatives of a risk."""
+
+from torch_thermo.operators.base import RiskOperator, SymmetricOperator
+from torch_thermo.operators.functional_hessian import FunctionalHessianOperator
+from torch_thermo.operators.gauss_newton import GaussNewtonOperator
+from torch_thermo.operators.hessian import HessianOperator
+
+__all__ = [
+    "FunctionalHessianOperator",
+    "GaussNewtonOperator",
+    "HessianOperator",
+    "RiskOperator",
+    "SymmetricOperator",
+]

@@ -1,0 +1,36 @@
+"""The functional part of the Hessian."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from torch_thermo.operators.base import linearised
+from torch_thermo.operators.hessian import HessianOperator, _gradient_graph
+from torch_thermo.risk import Risk
+
+
+class FunctionalHessianOperator(HessianOperator):
+    r"""`F = sum_n w_n sum_c l'_nc d2 o_nc / d theta2 / sum_n w_n`, so that `H = GGN + F`.
+
+    The Hessian of `< stop_grad(dloss/doutput), output >`: one double backward, where the
+    difference of the two other operators costs eight times as much. Examples whose dloss/doutput
+    is zero are left out. Of a bias-free piecewise-linear net each layer's own block of F is zero,
+    so tr F = 0 (Li, Figs. 6 and 8a; the identities are in the documentation).
+
+    Args:
+        risk: structured.
+        keep_graph: True or False to decide; None keeps the graphs if they fit.
+
+    Raises:
+        TypeError: the risk is opaque, or (at the first product) the output is not a tensor.
+    """
+
+    def __init__(self, risk: Risk, keep_graph: bool | None = None) -> None:
+        risk.require_structure("the functional part of the Hessian")
+        super().__init__(risk, keep_graph)
+
+    def _graph(self, batch: Any) -> tuple[tuple[Tensor, ...] | None, float]:
+        scalar, weight, _ = linearised(self.risk, batch)
+        return _gradient_graph(self, scalar), weight

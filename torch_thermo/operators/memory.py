@@ -1,0 +1,88 @@
+"""How much memory is free, and how much a graph of autograd holds."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+
+def available_bytes(device: torch.device) -> int:
+    """Return the bytes that can still be allocated on `device`.
+
+    CPU: what the kernel calls available, or what is left of the container's limit if that is
+    less. CUDA: what the driver calls free plus what torch holds without using it.
+    """
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0]
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(free + unused)
+    candidates = [_kernel_available(), _container_available()]
+    known = [value for value in candidates if value is not None]
+    if not known:
+        known = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2]
+    return min(known)
+
+
+def graph_bytes(tensors: Iterable[Tensor]) -> int:
+    """Return the bytes of storage kept alive by the graph behind `tensors`.
+
+    Walks the nodes and counts every saved storage once; parameters count too, although they
+    would be there without the graph.
+    """
+    storages: dict[int, int] = {}
+    seen = set()
+    stack = [t.grad_fn for t in tensors if t.grad_fn is not None]
+    while stack:
+        node = stack.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        for saved in _saved(node):
+            storage = saved.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+        stack.extend(following for following, _ in node.next_functions if following is not None)
+    return sum(storages.values())
+
+
+def gib(count: float) -> str:
+    """Format a number of bytes for an error message."""
+    return f"{count / 2**30:.2f} GiB"
+
+
+def _saved(node: torch.autograd.graph.Node) -> Iterable[Tensor]:
+    names = [name for name in dir(node) if name.startswith("_saved_")]
+    if hasattr(node, "saved_tensors"):
+        names.append("saved_tensors")
+    for name in names:
+        value = getattr(node, name)
+        for item in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(item, Tensor):
+                yield item
+
+
+def _kernel_available() -> int | None:
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    for line in lines:
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return None
+
+
+def _container_available() -> int | None:
+    root = Path("/sys/fs/cgroup")
+    for limit, usage in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        try:
+            return int((root / limit).read_text()) - int((root / usage).read_text())
+        except (OSError, ValueError):  # absent, or "max"
+            continue
+    return None
