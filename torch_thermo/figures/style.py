@@ -1,0 +1,175 @@
+"""One look for TensorBoard, PNG and PDF.
+
+Figures are made with matplotlib's object interface on the Agg canvas: no pyplot, so no global
+state, no window, and safe in any thread. Nothing here changes matplotlib's own settings.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = [
+    "DASHES",
+    "MARKERS",
+    "OKABE_ITO",
+    "caption",
+    "legend",
+    "new_figure",
+    "panel_title",
+    "render",
+    "save",
+    "series_style",
+]
+
+OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
+"""The palette of Okabe and Ito, told apart by colour-blind readers; the darker ones first."""
+
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
+
+DOTS_PER_INCH = 100  # 6 inches are then 600 pixels, the width everything must be readable at
+TEXT = 10.0
+SMALL = 8.5
+INK = "#222222"
+
+
+def series_style(index: int) -> dict[str, Any]:
+    """Colour, marker and line style of the series number ``index``; never colour alone."""
+    return {
+        "color": OKABE_ITO[index % len(OKABE_ITO)],
+        "marker": MARKERS[index % len(MARKERS)],
+        "linestyle": DASHES[index % len(DASHES)],
+    }
+
+
+def new_figure(
+    width: float = 6.0, height: float = 4.0, rows: int = 1, columns: int = 1
+) -> tuple[Figure, list[Axes]]:
+    """An empty figure in our look.
+
+    Args:
+        width: in inches, 100 pixels each.
+        height: in inches.
+        rows: of panels.
+        columns: of panels.
+
+    Returns:
+        The figure and its panels, row by row.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(
+        figsize=(width, height), dpi=DOTS_PER_INCH, layout="constrained", facecolor="white"
+    )
+    FigureCanvasAgg(figure)
+    panels: list[Axes] = list(np.ravel(figure.subplots(rows, columns, squeeze=False)))
+    for axes in panels:
+        axes.grid(True, color="#dddddd", linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.tick_params(labelsize=SMALL, colors=INK)
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+    return figure, panels
+
+
+def panel_title(axes: Axes, title: str | None) -> None:
+    """Write a panel's title at the left, above where its legend goes."""
+    if title:
+        axes.set_title(title, loc="left", fontsize=TEXT, fontweight="bold", color=INK)
+
+
+def legend(axes: Axes, title: str | None = None, width: float = 5.2) -> None:
+    """Put the legend above the panel, where no data are, with the panel's title over it.
+
+    Curves come before bands. Without labelled series only the title is written.
+
+    Args:
+        axes: the panel.
+        title: of the panel.
+        width: of the panel in inches; decides how many entries go in a row.
+    """
+    from matplotlib.collections import PolyCollection
+
+    entries = list(zip(*axes.get_legend_handles_labels(), strict=True))
+    entries.sort(key=lambda entry: isinstance(entry[0], PolyCollection))
+    if not entries:
+        panel_title(axes, title)
+        return
+    columns = _columns([str(label) for _, label in entries], width)
+    # matplotlib fills a legend column by column; readers read row by row.
+    by_column = [entry for column in range(columns) for entry in entries[column::columns]]
+    axes.legend(
+        [handle for handle, _ in by_column],
+        [label for _, label in by_column],
+        loc="lower left",
+        bbox_to_anchor=(0.0, 1.0),
+        borderaxespad=0.2,
+        borderpad=0.1,
+        ncols=columns,
+        frameon=False,
+        fontsize=SMALL,
+        labelcolor=INK,
+        handlelength=2.6,
+        columnspacing=1.4,
+        title=title,
+        alignment="left",
+        title_fontproperties={"size": TEXT, "weight": "bold"},
+    )
+
+
+def _columns(labels: list[str], width: float) -> int:
+    """The most columns whose widest labels fit: 0.067 inch a letter, 0.55 a handle."""
+    for columns in range(len(labels), 1, -1):
+        widest = [max(len(label) for label in labels[c::columns]) for c in range(columns)]
+        if sum(0.067 * letters + 0.55 for letters in widest) <= width:
+            return columns
+    return 1
+
+
+def caption(figure: Figure, text: str | None) -> None:
+    """Write below the figure what was measured: data, net, step, m, k, probe.
+
+    Args:
+        figure: the figure.
+        text: wrapped to the figure's width; None writes nothing.
+    """
+    if text:
+        letters = int(figure.get_figwidth() * 15.5)
+        figure.supxlabel(
+            "\n".join(textwrap.wrap(text, letters)), x=0.01, ha="left", fontsize=SMALL, color="#555"
+        )
+
+
+def render(figure: Figure) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """The figure's pixels, ``(height, width, 3)``, uint8."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    pixels: np.ndarray[Any, np.dtype[np.uint8]] = np.asarray(canvas.buffer_rgba())[..., :3].copy()
+    return pixels
+
+
+def save(figure: Figure, path: str | Path) -> Path:
+    """Write the figure to a file, PNG (at twice the screen's resolution) or PDF by its ending.
+
+    Args:
+        figure: the figure.
+        path: of the file; folders are made.
+
+    Returns:
+        The path written.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=2 * DOTS_PER_INCH)
+    return path
