@@ -1,0 +1,27 @@
+"""The Lightning layer: callbacks that measure a network while it trains."""
+
+if not __name__.startswith("torch_thermo."):
+    raise ImportError(
+        "import torch_thermo.callbacks, not callbacks: the top-level folder is a link to it, and "
+        "importing it by that name would make a second set of classes"
+    )
+
+from torch_thermo.callbacks.gradient_symmetry import GradientSymmetry
+from torch_thermo.callbacks.hessian_spectrum import HessianSpectrum
+from torch_thermo.callbacks.order_parameter import PlasticityOrderParameter
+from torch_thermo.callbacks.schedule import At, Every, Log
+from torch_thermo.callbacks.session import ThermoWarning
+from torch_thermo.callbacks.thermometer import Thermometer
+from torch_thermo.callbacks.weight_symmetry import WeightSymmetry
+
+__all__ = [
+    "At",
+    "Every",
+    "GradientSymmetry",
+    "HessianSpectrum",
+    "Log",
+    "PlasticityOrderParameter",
+    "ThermoWarning",
+    "Thermometer",
+    "WeightSymmetry",
+]

@@ -1,0 +1,180 @@
+"""The Hessian's spectrum while a network trains."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from torch_thermo.callbacks.base import ThermoCallback
+from torch_thermo.callbacks.probe import Source
+from torch_thermo.callbacks.schedule import Log, Schedule
+from torch_thermo.callbacks.session import Measurement, Moment
+from torch_thermo.observables.hessian_spectrum import OperatorName, hessian_spectrum
+from torch_thermo.risk import Closure, LossFn
+from torch_thermo.spectra import rademacher
+
+_OPERATORS = get_args(OperatorName)
+
+
+class _Extremes(ThermoCallback):
+    """lambda_min and lambda_max of the Hessian, started from the last ones' vectors."""
+
+    observable = "hessian_extremes"
+
+    def __init__(self, schedule: Schedule, steps: int, examples: int | None, seed: int) -> None:
+        super().__init__(schedule, examples=examples, seed=seed)
+        self.steps = steps
+        self._vectors: Tensor | None = None
+
+    def measure(self, moment: Moment) -> Measurement:
+        """Measure both ends with their residual bounds."""
+        risk = moment.risk(self.examples)
+        start = _warm_start(self._vectors, risk.numel, self.seed)
+        result = hessian_spectrum(risk, steps=self.steps, probes=1, seed=self.seed, start=start)
+        self._vectors = result.run.extreme_vectors.detach()
+        return Measurement(
+            {
+                "lambda_min": result.extremes.min.value,
+                "lambda_max": result.extremes.max.value,
+                "residual_min": result.residuals[0],
+                "residual_max": result.residuals[1],
+            }
+        )
+
+
+class _Density(ThermoCallback):
+    """The spectral density of one operator."""
+
+    def __init__(
+        self,
+        operator: OperatorName,
+        schedule: Schedule,
+        steps: int,
+        probes: int,
+        examples: int | None,
+        seed: int,
+    ) -> None:
+        super().__init__(schedule, examples=examples, seed=seed)
+        self.operator = operator
+        self.steps = steps
+        self.probes = probes
+        self.observable = f"{operator}_density"
+
+    def measure(self, moment: Moment) -> Measurement:
+        """Measure nodes and weights, trace, odd moment and the negative mass."""
+        result = hessian_spectrum(
+            moment.risk(self.examples),
+            self.operator,
+            steps=self.steps,
+            probes=self.probes,
+            seed=self.seed,
+        )
+        measure = result.measure
+        third = result.odd_moments[3]
+        return Measurement(
+            {
+                "trace": result.trace.value,
+                "trace_stderr": result.trace.stderr,
+                "odd3": third.value,
+                "odd3_stderr": third.stderr,
+                "negative_mass": measure.negative_mass.value,
+                "lambda_min": result.extremes.min.value,
+                "lambda_max": result.extremes.max.value,
+            },
+            arrays={
+                "nodes": measure.nodes.numpy(),
+                "weights": measure.weights.numpy(),
+                "alphas": result.run.alphas.numpy(),
+                "betas": result.run.betas.numpy(),
+                "dimension": np.int64(measure.dimension),
+            },
+            figures=("density",),
+        )
+
+
+class HessianSpectrum(ThermoCallback):
+    """Extremes and spectral density of the Hessian and of its functional part.
+
+    Stored as `hessian_extremes` (lambda_min, lambda_max and their residual bounds: an eigenvalue
+    lies within that distance), `hessian_density` and `functional_density` (trace, odd moment of
+    order 3, share of negative eigenvalues, and the quadrature as arrays). The functional part
+    needs a loss of the form criterion(output, target); on another it is skipped with one notice.
+    The curvature is that of the loss in the parameters' own precision, whatever the autocast.
+
+    Li, Figs. 6 and 8a.
+
+    Args:
+        schedule: of the extremes; default 4 a decade of steps and the end.
+        density: schedule of the densities; default 1 a decade and the end.
+        steps: Lanczos steps of the extremes.
+        density_steps: Lanczos steps of the densities.
+        density_probes: start vectors of the densities.
+        operators: whose density: "hessian", "functional", "gauss_newton".
+        examples: measure on so many of the probe's examples.
+        probe, loss_fn, closure, seed: see `ThermoCallback`.
+
+    Raises:
+        ValueError: steps or probes below 1, an unknown operator, and see `ThermoCallback`.
+    """
+
+    observable = "hessian_spectrum"
+
+    def __init__(
+        self,
+        schedule: Schedule | None = None,
+        density: Schedule | None = None,
+        steps: int = 20,
+        density_steps: int = 30,
+        density_probes: int = 2,
+        operators: Sequence[OperatorName] = ("hessian", "functional"),
+        examples: int | None = 128,
+        probe: Source = 512,
+        loss_fn: LossFn | None = None,
+        closure: Closure | None = None,
+        seed: int = 0,
+    ) -> None:
+        for name, value in (
+            ("steps", steps),
+            ("density_steps", density_steps),
+            ("density_probes", density_probes),
+        ):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        for operator in operators:
+            if operator not in _OPERATORS:
+                raise ValueError(f"operators must be of {sorted(_OPERATORS)}, got {operator!r}")
+        schedule = schedule or Log(per_decade=4)
+        super().__init__(schedule, probe, examples, loss_fn, closure, seed)
+        density = density or Log(per_decade=1)
+        self._members: tuple[ThermoCallback, ...] = (
+            _Extremes(schedule, steps, examples, seed),
+            *(
+                _Density(operator, density, density_steps, density_probes, examples, seed)
+                for operator in operators
+            ),
+        )
+
+    def members(self) -> Sequence[ThermoCallback]:
+        """Return the extremes and the densities."""
+        return self._members
+
+    def observables(self) -> Sequence[str]:
+        """Return all names."""
+        return [name for member in self._members for name in member.observables()]
+
+
+def _warm_start(vectors: Tensor | None, numel: int, seed: int) -> Any:
+    """Return the sum of the last extremes' vectors and a random one; None without them.
+
+    The random part keeps the start out of the old eigenvectors' span, where Lanczos would stop
+    and a new extreme would never be found.
+    """
+    if vectors is None or vectors.shape[0] != numel or not bool(torch.isfinite(vectors).all()):
+        return None
+    noise = rademacher(numel, 1, seed=seed).reshape(numel).to(vectors)
+    start = vectors.sum(1) + 0.5 * noise / noise.norm()
+    return start / start.norm()

@@ -1,0 +1,113 @@
+"""A LightningModule's shadow that can run a training step without a trace in the run."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from torch_thermo.callbacks._roots import LightningModule, Trainer
+from torch_thermo.isolation import shadow
+
+
+class _Null:
+    """Takes every attribute, call, item and context, and does nothing."""
+
+    def __getattr__(self, name: str) -> _Null:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self
+
+    def __call__(self, *args: Any, **kwargs: Any) -> _Null:
+        return self
+
+    def __getitem__(self, key: Any) -> _Null:
+        return self
+
+    def __enter__(self) -> _Null:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        return None
+
+    def __bool__(self) -> bool:
+        return False
+
+
+class _QuietTrainer:
+    """The run's trainer to read from; what is set on it stays here, its loggers are null."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        object.__setattr__(self, "_trainer", trainer)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(object.__getattribute__(self, "_trainer"), name)
+
+    @property
+    def logger(self) -> _Null:
+        return _Null()
+
+    @property
+    def loggers(self) -> list[Any]:
+        return []
+
+
+def quiet_shadow(trainer: Trainer, pl_module: LightningModule) -> tuple[Any, list[str]]:
+    """Return a shadow of the module whose logging is silent, and what it shares with the run.
+
+    Parameters and trainer are the run's, all else is a copy (see `isolation.shadow`). `log`,
+    `log_dict`, `print`, the logger and `trainer.logger` do nothing, and what a step sets on the
+    trainer (`should_stop`) never reaches it.
+
+    Raises:
+        TypeError, RuntimeError: the module cannot be copied.
+    """
+    shared = [trainer, *trainer.callbacks, *trainer.loggers, *trainer.optimizers]
+    datamodule = getattr(trainer, "datamodule", None)
+    copied, uncopied = shadow(pl_module, share=[*shared, datamodule])
+    quiet = _QuietTrainer(trainer)
+    for part in copied.modules():
+        if hasattr(part, "training_step") and hasattr(part, "log_dict"):
+            part.__class__ = _silenced(type(part))
+            part.__dict__["_trainer"] = quiet
+    return copied, uncopied
+
+
+def training_loss(model: nn.Module, batch: Any) -> Tensor:
+    """Return the loss of the module's own `training_step`: a closure for a shadow.
+
+    Raises:
+        TypeError: the step returned neither a tensor nor a dictionary with a "loss".
+    """
+    step: Callable[..., Any] = model.training_step  # type: ignore[assignment]
+    parameters = inspect.signature(step).parameters.values()
+    takes_index = len(parameters) > 1 or any(p.kind is p.VAR_POSITIONAL for p in parameters)
+    returned = step(batch, 0) if takes_index else step(batch)
+    loss = returned.get("loss") if isinstance(returned, dict) else returned
+    if not isinstance(loss, Tensor):
+        raise TypeError(
+            'training_step must return the loss as a tensor or under "loss" to be measured, '
+            f"got {type(loss).__name__}"
+        )
+    return loss
+
+
+def _silenced(kind: type) -> type:
+    def silent(self: Any, *args: Any, **kwargs: Any) -> None:
+        return None
+
+    return type(
+        kind.__name__,
+        (kind,),
+        {
+            "__module__": kind.__module__,
+            "__doc__": kind.__doc__,
+            "log": silent,
+            "log_dict": silent,
+            "print": silent,
+            "logger": property(lambda self: _Null()),
+            "loggers": property(lambda self: []),
+        },
+    )
