@@ -229,6 +229,17 @@ def test_tol_stops_by_the_residual_bound():
         assert (before.residuals[probe, [0, -1]] > 1e-4 * before.ritz[probe].abs().max()).any()
 
 
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_tol_waits_for_both_ends(sign):
+    # one end is an outlier and converges at once, the other is the edge of a dense bulk
+    eigenvalues = torch.cat([torch.linspace(-1, 1, 199).double(), torch.tensor([100.0]).double()])
+    run = lanczos(symmetric(sign * eigenvalues), steps=100, tol=1e-4)
+    size = int(run.steps[0])
+    assert size > 8
+    bulk_end = run.ritz[0, 0 if sign > 0 else size - 1].item()
+    assert bulk_end == pytest.approx(-sign, abs=0.01)
+
+
 def test_warm_start_saves_products():
     old = symmetric(bulk_with_outliers())
     noise = torch.randn(200, 200, generator=torch.Generator().manual_seed(1), dtype=torch.float64)

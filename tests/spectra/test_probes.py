@@ -64,6 +64,13 @@ def test_complete_groups_cancel_between_blocks_and_nowhere_else(order):
     assert not torch.equal(signs[:, 0], signs[:, order])
 
 
+def test_as_many_blocks_as_probes():
+    blocks = {str(i): slice(2 * i, 2 * i + 2) for i in range(8)}
+    signs = gather(16, 8, order=8, blocks=blocks, seed=4).double()
+    within = torch.block_diag(*[torch.ones(2, 2, dtype=torch.float64)] * 8)
+    assert torch.equal((signs @ signs.T / 8).abs(), within)
+
+
 def test_coordinates_outside_the_blocks_are_one_more_block():
     blocks = {"a": slice(2, 4), "b": slice(6, 9)}
     signs = gather(11, 4, order=4, blocks=blocks, seed=0).double()

@@ -206,6 +206,15 @@ def test_density_of_one_node():
     torch.testing.assert_close(values, expected)
 
 
+def test_density_of_two_rows():
+    # far apart on the scale of sigma: at 0 the rows have heights 0 and 1 times the peak
+    measure = two_rows(((9.0,), (0.0,)), ((1.0,), (1.0,)))
+    values, stderr = measure.density(torch.zeros(1), 0.1)
+    peak = 1 / (0.1 * math.sqrt(2 * math.pi))
+    assert values.item() == pytest.approx(peak / 2)
+    assert stderr.item() == pytest.approx(peak / 2)  # std of (0, peak) is peak / sqrt(2)
+
+
 def test_density_does_not_depend_on_how_the_grid_is_cut(monkeypatch):
     measure = spectral_measure(symmetric(skewed()), steps=12, probes=2)
     grid = torch.linspace(-4, 6, 101)

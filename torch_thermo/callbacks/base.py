@@ -66,6 +66,7 @@ class ThermoCallback(Callback):
         self._last: dict[str, int] = {}
         self._skipped: dict[str, str] = {}
         self._began = False
+        self._key = ""
         self.session = self._new_session()
 
     # -- for subclasses ----------------------------------------------------------------------
@@ -98,7 +99,10 @@ class ThermoCallback(Callback):
 
     @property
     def history(self) -> dict[str, list[dict[str, float]]]:
-        """{observable: rows of scalars with "step" and "epoch"}, as measured in this process."""
+        """{observable: rows of scalars with "step" and "epoch"}, as measured in this process.
+
+        What is recorded at every step is in the store alone: here it would grow without end.
+        """
         return self.session.history
 
     def stored(self) -> Run:
@@ -194,10 +198,12 @@ class ThermoCallback(Callback):
 
     @property
     def state_key(self) -> str:
-        """Distinct for two callbacks of one class."""
-        return self._generate_state_key(
-            observables="+".join(self.observables()), seed=self.seed, examples=self.examples
-        )
+        """Distinct for two callbacks of one class; Lightning asks for it around every hook."""
+        if not self._key:
+            self._key = self._generate_state_key(
+                observables="+".join(self.observables()), seed=self.seed, examples=self.examples
+            )
+        return self._key
 
     def state_dict(self) -> dict[str, Any]:
         """Return probe, last steps, store and plan: plain values and tensors only."""

@@ -211,6 +211,9 @@ class Session:
         self.record_rows(observable, [(step, epoch, measured.scalars)])
         if not self._rank_zero:
             return
+        self.history.setdefault(observable, []).append(
+            {"step": step, "epoch": epoch, **measured.scalars}
+        )
         self.log(observable, step, measured.scalars)
         if measured.arrays:
             if self.store is not None:
@@ -226,13 +229,10 @@ class Session:
     def record_rows(
         self, observable: str, rows: Sequence[tuple[int, int, Mapping[str, float]]]
     ) -> None:
-        """Keep the scalars of some steps in memory and in the store, with one write."""
+        """Keep the scalars of some steps in the store, with one write."""
         self.measurements[observable] = self.measurements.get(observable, 0) + len(rows)
         if not self._rank_zero:
             return
-        self.history.setdefault(observable, []).extend(
-            {"step": step, "epoch": epoch, **scalars} for step, epoch, scalars in rows
-        )
         if self.store is not None:
             self.store.append_many(observable, rows)
         for step, _, scalars in rows:
