@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import io
 import pickle
 import random
@@ -30,6 +31,7 @@ _ATOMS = (
     *(int, float, complex, str, bytes, bool, type(None), pickle.PickleBuffer),
     *(list, dict, tuple, set, frozenset),
 )
+_COLLECTIONS = (list, dict, set, collections.deque, Tensor)
 
 
 @contextmanager
@@ -52,17 +54,18 @@ def preserved_generators() -> Iterator[None]:
 
 
 def shadow(module: T, share: Iterable[object] = ()) -> tuple[T, list[str]]:
-    """Return a deep copy of `module` that shares its parameters, and what else had to be shared.
+    """Return a deep copy of `module` over the same weights, and what else had to be shared.
 
     Everything is copied that a forward pass or a training step could change: buffers, tensors,
-    lists, counters, metrics, generators, flags. Parameters are the same objects, so that the
-    shadow follows the training and is differentiated in the run's own weights. Classes, functions
-    and the objects in `share` are the same too. So is what cannot be copied (locks, open files,
-    process groups, generators of Python): the second value names the types.
+    lists, counters, metrics, generators, flags, and the collections that forward hooks reach.
+    Parameters are new leaves over the run's memory: the shadow follows the training, and has
+    neither its `.grad` nor its hooks (those on parameters fire in `torch.autograd.grad` too).
+    Classes, functions and the objects in `share` are the same. So is what cannot be copied
+    (locks, open files, process groups, Python's generators): the second value names the types.
 
     The copy is made by pickle, which keeps references between objects, asks every class how it is
     copied, and, unlike `copy.deepcopy`, lets a single object inside a list be shared. Tensors
-    with a graph are detached.
+    with a graph are detached. What methods keep in global variables is out of reach.
 
     Raises:
         TypeError: the module holds TorchScript, whose flags cannot be separated from the run's.
@@ -75,7 +78,7 @@ def shadow(module: T, share: Iterable[object] = ()) -> tuple[T, list[str]]:
                 "from the run: measure the module it was compiled from"
             )
     buffer = io.BytesIO()
-    pickler = _Pickler(buffer, share)
+    pickler = _Pickler(buffer, share, _hooks(module))
     try:
         pickler.dump(module)
         buffer.seek(0)
@@ -93,8 +96,9 @@ def shadow(module: T, share: Iterable[object] = ()) -> tuple[T, list[str]]:
 class _Pickler(pickle.Pickler):
     """Pickle with a table of objects beside it, for what is shared or copied by hand."""
 
-    def __init__(self, file: io.BytesIO, share: Iterable[object]) -> None:
+    def __init__(self, file: io.BytesIO, share: Iterable[object], hooks: set[int]) -> None:
         super().__init__(file, protocol=pickle.HIGHEST_PROTOCOL)
+        self._hooks = hooks
         self.table: list[object] = []
         self.uncopied: set[str] = set()
         self._index: dict[int, int] = {}
@@ -109,8 +113,12 @@ class _Pickler(pickle.Pickler):
         key = id(obj)
         if key in self._index:
             return self._index[key]
-        if key in self._shared or isinstance(obj, nn.Parameter) or isinstance(obj, _BY_REFERENCE):
+        if key in self._hooks:
+            return None
+        if key in self._shared or isinstance(obj, _BY_REFERENCE):
             return self._keep(obj, obj)
+        if isinstance(obj, nn.Parameter):
+            return self._keep(obj, _same_memory(obj))
         if isinstance(obj, Tensor):
             return self._keep(obj, _copied_tensor(obj))
         if isinstance(obj, torch.Generator):
@@ -127,7 +135,13 @@ class _Pickler(pickle.Pickler):
         return None
 
     def reducer_override(self, obj: Any) -> Any:
-        """Copy modules that refuse to be pickled (parametrised ones do) by their attributes."""
+        """Copy hooks with their closures, and modules that refuse to be pickled by attributes."""
+        if isinstance(obj, types.FunctionType):
+            # reached for hooks only: the others are in the table
+            template = _Template(obj)
+            self._keep(template, template)
+            cells = [cell.cell_contents for cell in obj.__closure__ or ()]
+            return template, (), (cells, _collections(obj)), None, None, _furnish
         if isinstance(obj, nn.Module):
             try:
                 obj.__reduce_ex__(pickle.HIGHEST_PROTOCOL)
@@ -149,6 +163,57 @@ class _Unpickler(pickle.Unpickler):
 
     def persistent_load(self, pid: Any) -> Any:
         return self._table[pid]
+
+
+class _Template:
+    """Makes a function like another, with globals and a closure of its own, still empty."""
+
+    def __init__(self, function: types.FunctionType) -> None:
+        self.function = function
+
+    def __call__(self) -> types.FunctionType:
+        like = self.function
+        cells = tuple(types.CellType() for _ in like.__closure__ or ())
+        names = dict(like.__globals__)
+        made = types.FunctionType(like.__code__, names, like.__name__, like.__defaults__, cells)
+        made.__kwdefaults__ = like.__kwdefaults__
+        made.__dict__.update(like.__dict__)
+        return made
+
+
+def _furnish(function: types.FunctionType, state: tuple[list[object], dict[str, object]]) -> None:
+    contents, reached = state
+    function.__globals__.update(reached)
+    for cell, content in zip(function.__closure__ or (), contents, strict=True):
+        cell.cell_contents = content
+
+
+def _collections(function: types.FunctionType) -> dict[str, object]:
+    """Return the global collections and tensors a function names: what it may gather results in."""
+    named = {name: function.__globals__.get(name) for name in function.__code__.co_names}
+    return {name: value for name, value in named.items() if isinstance(value, _COLLECTIONS)}
+
+
+def _hooks(module: nn.Module) -> set[int]:
+    """Return the ids of the forward hooks that are functions, their cells all filled."""
+    found: set[int] = set()
+    for part in module.modules():
+        for hook in (*part._forward_hooks.values(), *part._forward_pre_hooks.values()):
+            if isinstance(hook, types.FunctionType):
+                try:
+                    [cell.cell_contents for cell in hook.__closure__ or ()]
+                except ValueError:
+                    continue
+                found.add(id(hook))
+    return found
+
+
+def _same_memory(parameter: nn.Parameter) -> nn.Parameter:
+    """Return a leaf of its own over a parameter's memory, and over its version counter."""
+    if type(parameter) is not nn.Parameter:
+        return parameter  # a kind of its own: lazy, sharded, quantised
+    with torch.inference_mode(False):
+        return nn.Parameter(parameter.detach(), requires_grad=parameter.requires_grad)
 
 
 def _copied_tensor(tensor: Tensor) -> Tensor:

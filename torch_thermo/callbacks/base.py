@@ -259,7 +259,12 @@ class ThermoCallback(Callback):
             and self._last.get(member.observable) != step
             and (member.schedule(step, epoch) or (end and getattr(member.schedule, "end", False)))
         ]
-        due = self.affordable(trainer, due) if due else due
+        if not due:
+            return
+        for member in due:
+            # considered once: with accumulation several batches end at one step
+            self._last[member.observable] = step
+        due = self.affordable(trainer, due)
         if not due:
             return
         session = self.session
@@ -274,7 +279,6 @@ class ThermoCallback(Callback):
 
     def _measure(self, member: ThermoCallback, moment: Moment, epoch: int) -> None:
         name, session = member.observable, self.session
-        self._last[name] = moment.step
         try:
             with session.timed(name):
                 measured = member.measure(moment)

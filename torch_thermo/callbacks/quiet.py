@@ -57,7 +57,7 @@ class _QuietTrainer:
 def quiet_shadow(trainer: Trainer, pl_module: LightningModule) -> tuple[Any, list[str]]:
     """Return a shadow of the module whose logging is silent, and what it shares with the run.
 
-    Parameters and trainer are the run's, all else is a copy (see `isolation.shadow`). `log`,
+    Weights and trainer are the run's, all else is a copy (see `isolation.shadow`). `log`,
     `log_dict`, `print`, the logger and `trainer.logger` do nothing, and what a step sets on the
     trainer (`should_stop`) never reaches it.
 

@@ -24,6 +24,8 @@ FORMAT = "torch-thermo store"
 VERSION = 1
 
 _log = logging.getLogger(__name__)
+# Made once: json.dumps with options of its own makes an encoder at every call, so at every step.
+_encode = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
 # Names Windows gives to devices, whatever their ending.
 _DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)
 
@@ -98,7 +100,7 @@ def scalar_values(scalars: Mapping[str, Any]) -> dict[str, float | str]:
 def encode_line(entry: Mapping[str, Any]) -> bytes:
     """One line of an observable's file."""
     # ASCII only, so that no cut can fall inside a character.
-    return json.dumps(entry, allow_nan=False, separators=(",", ":")).encode("ascii") + b"\n"
+    return _encode(entry).encode("ascii") + b"\n"
 
 
 def replace_file(path: Path, write: Callable[[IO[bytes]], object]) -> None:
