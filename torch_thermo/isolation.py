@@ -5,11 +5,14 @@ from __future__ import annotations
 import collections
 import io
 import pickle
+import queue
 import random
 import sys
+import threading
 import types
+import weakref
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copyreg import __newobj__  # type: ignore[attr-defined]
 from typing import Any, TypeVar
 
@@ -21,16 +24,19 @@ T = TypeVar("T", bound=nn.Module)
 # what pickle stores by name: the same object serves the shadow
 _BY_REFERENCE = (
     type,
-    types.FunctionType,
-    types.BuiltinFunctionType,
     types.ModuleType,
     torch.dtype,
     torch.device,
+    torch.layout,
+    torch.memory_format,
 )
+# a copy without what works at the other end would wait for it forever
+_WORKERS = (threading.Thread, queue.Queue)
 _ATOMS = (
     *(int, float, complex, str, bytes, bool, type(None), pickle.PickleBuffer),
     *(list, dict, tuple, set, frozenset),
 )
+_WEAK = (weakref.ref, weakref.ProxyType, weakref.CallableProxyType)
 _COLLECTIONS = (list, dict, set, collections.deque, Tensor)
 
 
@@ -54,14 +60,16 @@ def preserved_generators() -> Iterator[None]:
 
 
 def shadow(module: T, share: Iterable[object] = ()) -> tuple[T, list[str]]:
-    """Return a deep copy of `module` over the same weights, and what else had to be shared.
+    """Return a deep copy of `module` that shares its parameters, and what else had to be shared.
 
     Everything is copied that a forward pass or a training step could change: buffers, tensors,
-    lists, counters, metrics, generators, flags, and the collections that forward hooks reach.
-    Parameters are new leaves over the run's memory: the shadow follows the training, and has
-    neither its `.grad` nor its hooks (those on parameters fire in `torch.autograd.grad` too).
-    Classes, functions and the objects in `share` are the same. So is what cannot be copied
-    (locks, open files, process groups, Python's generators): the second value names the types.
+    lists, counters, metrics, generators, flags, what local functions have in their closures, and
+    the collections that forward hooks reach. Parameters are the same objects: the shadow follows
+    the training, and whatever leads to a parameter, a loss written with the original module too,
+    is differentiated in the run's own weights. Classes, other functions and the objects in `share`
+    are the same. So is what cannot be copied (locks, threads, queues, open files, process groups,
+    Python's generators): the second value names the types. What torch.compile made of a function
+    is replaced by that function.
 
     The copy is made by pickle, which keeps references between objects, asks every class how it is
     copied, and, unlike `copy.deepcopy`, lets a single object inside a list be shared. Tensors
@@ -78,7 +86,7 @@ def shadow(module: T, share: Iterable[object] = ()) -> tuple[T, list[str]]:
                 "from the run: measure the module it was compiled from"
             )
     buffer = io.BytesIO()
-    pickler = _Pickler(buffer, share, _hooks(module))
+    pickler = _Pickler(buffer, share, module)
     try:
         pickler.dump(module)
         buffer.seek(0)
@@ -96,9 +104,10 @@ def shadow(module: T, share: Iterable[object] = ()) -> tuple[T, list[str]]:
 class _Pickler(pickle.Pickler):
     """Pickle with a table of objects beside it, for what is shared or copied by hand."""
 
-    def __init__(self, file: io.BytesIO, share: Iterable[object], hooks: set[int]) -> None:
+    def __init__(self, file: io.BytesIO, share: Iterable[object], module: nn.Module) -> None:
         super().__init__(file, protocol=pickle.HIGHEST_PROTOCOL)
-        self._hooks = hooks
+        self._hooks = _hooks(module)
+        self._parts = {id(part) for part in module.modules()}
         self.table: list[object] = []
         self.uncopied: set[str] = set()
         self._index: dict[int, int] = {}
@@ -113,12 +122,24 @@ class _Pickler(pickle.Pickler):
         key = id(obj)
         if key in self._index:
             return self._index[key]
-        if key in self._hooks:
-            return None
+        if kind in _WEAK:  # first: whatever is asked of a dead proxy raises
+            target = _target(obj)
+            if id(target) in self._parts:
+                return None
+            shared = target is None or id(target) in self._shared
+            return self._keep(obj, obj) if shared else self._give_up(obj)
         if key in self._shared or isinstance(obj, _BY_REFERENCE):
             return self._keep(obj, obj)
+        if isinstance(obj, types.FunctionType):
+            return None if key in self._hooks or _is_local(obj) else self._keep(obj, obj)
+        if isinstance(obj, types.BuiltinFunctionType):
+            owner = getattr(obj, "__self__", None)
+            bound = not (owner is None or isinstance(owner, types.ModuleType | type))
+            return None if bound else self._keep(obj, obj)
         if isinstance(obj, nn.Parameter):
-            return self._keep(obj, _same_memory(obj))
+            return self._keep(obj, obj)
+        if isinstance(obj, _WORKERS):
+            return self._give_up(obj)
         if isinstance(obj, Tensor):
             return self._keep(obj, _copied_tensor(obj))
         if isinstance(obj, torch.Generator):
@@ -128,26 +149,40 @@ class _Pickler(pickle.Pickler):
         if isinstance(obj, nn.Module):
             return None
         try:
-            obj.__reduce_ex__(pickle.HIGHEST_PROTOCOL)
+            reduced = obj.__reduce_ex__(pickle.HIGHEST_PROTOCOL)
         except Exception:  # its class says that it can't be copied, in one of many ways
-            self.uncopied.add(f"{kind.__module__}.{kind.__qualname__}")
-            return self._keep(obj, obj)
+            return self._give_up(obj)
+        if isinstance(reduced, str):  # the name of a global, which a cache of a method is not
+            return self._keep(obj, obj) if _is_global(obj, reduced) else self._give_up(obj)
         return None
 
     def reducer_override(self, obj: Any) -> Any:
-        """Copy hooks with their closures, and modules that refuse to be pickled by attributes."""
+        """Copy functions with their closures, and modules that refuse to be pickled."""
         if isinstance(obj, types.FunctionType):
-            # reached for hooks only: the others are in the table
+            # only those that have something of their own: the others are in the table
+            compiled_from = getattr(obj, "_torchdynamo_orig_callable", None)
+            if compiled_from is not None:
+                return _same, (compiled_from,)
             template = _Template(obj)
             self._keep(template, template)
-            cells = [cell.cell_contents for cell in obj.__closure__ or ()]
-            return template, (), (cells, _collections(obj)), None, None, _furnish
+            reached = _collections(obj) if id(obj) in self._hooks else {}
+            return template, (), (_contents(obj), reached), None, None, _furnish
+        if isinstance(obj, types.MethodType):
+            # not by name, as pickle would: the instance may have no attribute of that name
+            return types.MethodType, (obj.__func__, obj.__self__)
+        if type(obj) in _WEAK:
+            return (weakref.ref if type(obj) is weakref.ref else weakref.proxy), (_target(obj),)
         if isinstance(obj, nn.Module):
             try:
                 obj.__reduce_ex__(pickle.HIGHEST_PROTOCOL)
             except Exception:
                 return __newobj__, (type(obj),), obj.__dict__
         return NotImplemented
+
+    def _give_up(self, obj: object) -> int:
+        kind = type(obj)
+        self.uncopied.add(f"{kind.__module__}.{kind.__qualname__}")
+        return self._keep(obj, obj)
 
     def _keep(self, original: object, stored: object) -> int:
         self._index[id(original)] = len(self.table)
@@ -175,17 +210,56 @@ class _Template:
         like = self.function
         cells = tuple(types.CellType() for _ in like.__closure__ or ())
         names = dict(like.__globals__)
-        made = types.FunctionType(like.__code__, names, like.__name__, like.__defaults__, cells)
-        made.__kwdefaults__ = like.__kwdefaults__
-        made.__dict__.update(like.__dict__)
-        return made
+        return types.FunctionType(like.__code__, names, like.__name__, None, cells)
 
 
-def _furnish(function: types.FunctionType, state: tuple[list[object], dict[str, object]]) -> None:
-    contents, reached = state
+def _contents(function: types.FunctionType) -> tuple[Any, ...]:
+    """Return what a function holds: cells (by place, some may be empty), defaults, attributes."""
+    cells = {}
+    for place, cell in enumerate(function.__closure__ or ()):
+        with suppress(ValueError):
+            cells[place] = cell.cell_contents
+    return cells, function.__defaults__, function.__kwdefaults__, function.__dict__
+
+
+def _furnish(
+    function: types.FunctionType, state: tuple[tuple[Any, ...], dict[str, object]]
+) -> None:
+    (cells, defaults, function.__kwdefaults__, attributes), reached = state
+    function.__defaults__ = defaults
+    function.__dict__.update(attributes)
     function.__globals__.update(reached)
-    for cell, content in zip(function.__closure__ or (), contents, strict=True):
-        cell.cell_contents = content
+    for place, content in cells.items():
+        (function.__closure__ or ())[place].cell_contents = content
+
+
+def _same(obj: Any) -> Any:
+    return obj
+
+
+def _is_global(obj: object, name: str) -> bool:
+    found: object = sys.modules.get(getattr(obj, "__module__", None) or "")
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    return found is obj
+
+
+def _is_local(function: types.FunctionType) -> bool:
+    """Return whether a function holds objects of its own, as one made inside another does."""
+    if hasattr(function, "_torchdynamo_orig_callable"):
+        return True
+    held = function.__closure__ or function.__defaults__ or function.__kwdefaults__
+    return bool(held) and not _is_global(function, function.__qualname__)
+
+
+def _target(weak: Any) -> object:
+    if type(weak) is weakref.ref:
+        return weak()
+    try:
+        # a proxy passes everything on but its type: a bound method gives away whose it is
+        return weak.__reduce_ex__.__self__
+    except ReferenceError:  # it is gone
+        return None
 
 
 def _collections(function: types.FunctionType) -> dict[str, object]:
@@ -195,25 +269,13 @@ def _collections(function: types.FunctionType) -> dict[str, object]:
 
 
 def _hooks(module: nn.Module) -> set[int]:
-    """Return the ids of the forward hooks that are functions, their cells all filled."""
-    found: set[int] = set()
-    for part in module.modules():
-        for hook in (*part._forward_hooks.values(), *part._forward_pre_hooks.values()):
-            if isinstance(hook, types.FunctionType):
-                try:
-                    [cell.cell_contents for cell in hook.__closure__ or ()]
-                except ValueError:
-                    continue
-                found.add(id(hook))
-    return found
-
-
-def _same_memory(parameter: nn.Parameter) -> nn.Parameter:
-    """Return a leaf of its own over a parameter's memory, and over its version counter."""
-    if type(parameter) is not nn.Parameter:
-        return parameter  # a kind of its own: lazy, sharded, quantised
-    with torch.inference_mode(False):
-        return nn.Parameter(parameter.detach(), requires_grad=parameter.requires_grad)
+    """Return the ids of the forward hooks that are functions."""
+    return {
+        id(hook)
+        for part in module.modules()
+        for hook in (*part._forward_hooks.values(), *part._forward_pre_hooks.values())
+        if isinstance(hook, types.FunctionType)
+    }
 
 
 def _copied_tensor(tensor: Tensor) -> Tensor:

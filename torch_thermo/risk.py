@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -14,6 +15,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 LossFn = Callable[[Any, Any], Tensor]
 Closure = Callable[[nn.Module, Any], Any]
+
+NO_GRADIENT = (
+    "the loss has no gradient in the parameters measured: it does not depend on them, "
+    "or was computed under no_grad or detached"
+)
+_REENTRANT = (
+    "reentrant activation checkpointing cannot be measured: "
+    "call checkpoint(..., use_reentrant=False) in the model"
+)
 
 
 class Term(NamedTuple):
@@ -44,8 +54,10 @@ class Risk:
     The model is measured as it is deployed: in eval mode (every `training` flag is put back),
     without autocast, with deterministic attention, at full float32 precision, never under
     `inference_mode`. `.backward()` is never called, so no `.grad` is created, read or changed.
-    A forward pass that draws random numbers draws the same ones every time, from a fork of the
-    generators, so that R is a function of theta and the caller's generators don't move.
+    A forward pass that draws random numbers draws the same ones every time, from a fork of torch's
+    generators, so that R is a function of theta and the caller's generators don't move. Hooks on
+    parameters, which would change the gradient, don't run. A batch of weight 0 counts for nothing,
+    even if its mean is NaN.
 
     Built from `loss_fn` the risk is *structured*: its Hessian can be split into Gauss-Newton and
     functional parts. Built by `from_closure` it is opaque: value, gradient and Hessian only.
@@ -77,15 +89,15 @@ class Risk:
     def __init__(
         self,
         model: nn.Module,
-        loss_fn: LossFn | None,
+        loss_fn: LossFn,
         batches: Iterable[Any],
         params: Iterable[str | Tensor] | None = None,
         process_group: Any | None = None,
     ) -> None:
-        if loss_fn is not None and not callable(loss_fn):
+        if not callable(loss_fn):
             raise TypeError(f"loss_fn must be callable, got {type(loss_fn).__name__}")
         self.model = model
-        self.loss_fn = loss_fn
+        self.loss_fn: LossFn | None = loss_fn
         self.process_group = process_group
         self._closure: Closure | None = None
         self._batches = _re_iterable(batches)
@@ -120,8 +132,8 @@ class Risk:
         """
         if not callable(closure):
             raise TypeError(f"closure must be callable, got {type(closure).__name__}")
-        risk = cls(model, None, batches, params, process_group)
-        risk._closure = closure
+        risk = cls(model, closure, batches, params, process_group)
+        risk.loss_fn, risk._closure = None, closure
         return risk
 
     @property
@@ -133,7 +145,9 @@ class Risk:
     def samples(self) -> int:
         """Number of examples on this rank: the lengths of the batches, summed."""
         if self._samples is None:
-            self._samples = sum(batch_size(batch) for batch in self.batches())
+            # a loader draws from the global generator each time it is read
+            with self.measuring():
+                self._samples = sum(batch_size(batch) for batch in self.batches())
         return self._samples
 
     def value(self) -> float:
@@ -148,8 +162,9 @@ class Risk:
             weights = 0.0
             for batch in self.batches():
                 term = self.term(batch)
-                total += term.weight * float(term.loss)
-                weights += term.weight
+                if term.weight:
+                    total += term.weight * float(term.loss)
+                    weights += term.weight
             return total, weights
 
         with self.measuring(), torch.no_grad():
@@ -172,7 +187,7 @@ class Risk:
         Inside `frozen` the pass is made once.
 
         Raises:
-            ValueError: `groups` below 1, or no batch.
+            ValueError: `groups` below 1, no batch, or a loss without a gradient.
         """
         if groups < 1:
             raise ValueError(f"groups must be at least 1, got {groups}")
@@ -181,19 +196,23 @@ class Risk:
         sums: list[Tensor] = []
         weights: list[float] = []
         losses: list[float] = []
+        constant = True
         with self.measuring():
             for index, batch in enumerate(self.batches()):
                 term = self.term(batch)
-                gradient = term.weight * self.flatten(self.differentiate(term.loss))
                 group = index % groups
                 if group == len(sums):
-                    sums.append(gradient)
-                    weights.append(term.weight)
-                    losses.append(term.weight * float(term.loss.detach()))
-                else:
-                    sums[group] += gradient
-                    weights[group] += term.weight
-                    losses[group] += term.weight * float(term.loss.detach())
+                    sums.append(torch.zeros(self.numel, dtype=self.dtype, device=self.device))
+                    weights.append(0.0)
+                    losses.append(0.0)
+                if not term.weight:
+                    continue
+                constant = constant and not term.loss.requires_grad
+                sums[group].add_(self.flatten(self.differentiate(term.loss)), alpha=term.weight)
+                weights[group] += term.weight
+                losses[group] += term.weight * float(term.loss.detach())
+        if constant and any(weights):
+            raise ValueError(NO_GRADIENT)
         mass = torch.tensor(weights, dtype=torch.float64)
         # an ignored batch (weight 0) has no mean; it stays a row of zeros without weight
         divisor = torch.where(mass > 0, mass, torch.ones_like(mass))
@@ -226,16 +245,20 @@ class Risk:
     # -- what the operators are built from ---------------------------------------------------
 
     def batches(self) -> Iterator[Any]:
-        """Iterate over the batches, on the risk's device.
+        """Iterate over the batches, on the risk's device; only inside `measuring`.
+
+        Each batch has random numbers of its own, whatever was drawn with those before it.
 
         Raises:
             ValueError: there is none.
         """
-        empty = True
+        read = 0
+        _seed(self.device, read)
         for batch in self._batches:
-            empty = False
             yield _move(batch, self.device)
-        if empty:
+            read += 1
+            _seed(self.device, read)
+        if not read:
             raise ValueError("batches is empty: a risk needs at least one batch")
 
     def term(self, batch: Any) -> Term:
@@ -294,16 +317,25 @@ class Risk:
         if not scalar.requires_grad:
             return tuple(torch.zeros_like(p) for p in parameters)
         try:
-            return torch.autograd.grad(
-                scalar, parameters, create_graph=create_graph, materialize_grads=True
+            gradients = torch.autograd.grad(
+                scalar, parameters, create_graph=create_graph, allow_unused=True
             )
         except RuntimeError as error:
             if "heckpoint" in str(error):
-                raise RuntimeError(
-                    "reentrant activation checkpointing cannot be measured: "
-                    "call checkpoint(..., use_reentrant=False) in the model"
-                ) from error
+                raise RuntimeError(_REENTRANT) from error
             raise
+        if any(g is None for g in gradients) and _is_reentrant(scalar):
+            raise RuntimeError(_REENTRANT)
+        return tuple(
+            torch.zeros_like(p) if g is None else g
+            for g, p in zip(gradients, parameters, strict=True)
+        )
+
+    @contextmanager
+    def rehearsal(self) -> Iterator[None]:
+        """Put torch's generators back at the end: the next pass draws what this one drew."""
+        with torch.random.fork_rng(devices=_cuda(self.device)):
+            yield
 
     def flatten(self, tensors: Iterable[Tensor]) -> Tensor:
         """Join one tensor for each parameter to a flat (n,) vector of the risk's dtype."""
@@ -357,24 +389,22 @@ def second_order(model: nn.Module, device: torch.device) -> Iterator[None]:
 
     Eval mode (dropout and train-mode BatchNorm make products disagree), gradients on and
     inference mode off, no autocast, math attention (the fused kernels have no second
-    derivative), TF32 and cudnn's benchmark off, cudnn off for recurrent nets (no second
-    derivative, no backward in eval mode), torch.compile's results run eagerly (no double
-    backward), random numbers from a fork with a fixed seed.
+    derivative) and no fast path of transformer layers (it answers otherwise where there is
+    padding), TF32 and cudnn's benchmark off, cudnn off for recurrent nets (no second derivative,
+    no backward in eval mode), torch.compile's results run eagerly (no double backward), random
+    numbers from a fork with a fixed seed, no hooks on parameters (torch.autograd.grad runs them).
     """
-    devices = [device] if device.type == "cuda" else []
     with ExitStack() as stack:
         enter = stack.enter_context
         enter(torch.inference_mode(False))
         enter(torch.enable_grad())
-        enter(torch.random.fork_rng(devices=devices))
-        # not torch.manual_seed, which seeds every device, also those that are not put back
-        torch.default_generator.manual_seed(0)
-        if devices:
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(0)
+        enter(torch.random.fork_rng(devices=_cuda(device)))
+        _seed(device, 0)
         enter(_eval_mode(model))
+        enter(_no_parameter_hooks(model))
         enter(torch.autocast(device.type, enabled=False))
         enter(sdpa_kernel(SDPBackend.MATH))
+        enter(_no_fast_path())
         enter(_full_precision())
         if device.type == "cuda" and any(isinstance(m, nn.RNNBase) for m in model.modules()):
             enter(torch.backends.cudnn.flags(enabled=False))
@@ -394,6 +424,55 @@ def _eval_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module, flag in flags:
             module.training = flag
+
+
+@contextmanager
+def _no_parameter_hooks(model: nn.Module) -> Iterator[None]:
+    hooked = [(p, p._backward_hooks) for p in model.parameters() if p._backward_hooks]
+    for parameter, _ in hooked:
+        parameter._backward_hooks = None
+    try:
+        yield
+    finally:
+        for parameter, hooks in hooked:
+            parameter._backward_hooks = hooks
+
+
+@contextmanager
+def _no_fast_path() -> Iterator[None]:
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+def _cuda(device: torch.device) -> list[torch.device]:
+    return [device] if device.type == "cuda" else []
+
+
+def _seed(device: torch.device, seed: int) -> None:
+    # not torch.manual_seed, which seeds every device, also those that are not put back
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
+
+
+def _is_reentrant(scalar: Tensor) -> bool:
+    """Return whether a part of the graph is hidden by reentrant activation checkpointing."""
+    seen = set()
+    stack = [scalar.grad_fn]
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        if node.name() == "CheckpointFunctionBackward":
+            return True
+        seen.add(node)
+        stack.extend(following for following, _ in node.next_functions)
+    return False
 
 
 @contextmanager
@@ -461,14 +540,17 @@ def _move(tree: Any, device: torch.device) -> Any:
         moved = tree.to(device)
         # autograd cannot save inference tensors (as trainer.validate's batches are) for backward
         return moved.clone() if moved.is_inference() else moved
+    if hasattr(tree, "to"):
+        return tree.to(device)
     if isinstance(tree, dict):
-        moved_items = {key: _move(value, device) for key, value in tree.items()}
-        return moved_items if type(tree) is dict else type(tree)(moved_items)
+        moved_items = copy.copy(tree)  # keeps what a kind of its own knows (a default factory)
+        moved_items.update({key: _move(value, device) for key, value in tree.items()})
+        return moved_items
     if isinstance(tree, tuple) and hasattr(tree, "_fields"):
         return type(tree)(*(_move(value, device) for value in tree))
     if isinstance(tree, tuple | list):
         return type(tree)(_move(value, device) for value in tree)
-    return tree.to(device) if hasattr(tree, "to") else tree
+    return tree
 
 
 def _re_iterable(batches: Iterable[Any]) -> Iterable[Any]:
@@ -494,9 +576,11 @@ def _select(model: nn.Module, params: Iterable[str | Tensor] | None) -> dict[str
             raise ValueError("the model has no parameter that requires a gradient")
     else:
         by_id = {id(p): name for name, p in named.items()}
+        # a tied parameter has several names, and `named` only the first
+        all_names = dict(model.named_parameters(remove_duplicate=False))
         wanted: set[str] = set()
         for item in [params] if isinstance(params, str | Tensor) else params:
-            name = item if isinstance(item, str) else by_id.get(id(item), "")
+            name = by_id.get(id(all_names.get(item) if isinstance(item, str) else item), "")
             if name not in named:
                 raise ValueError(
                     "params must name parameters of the model, got "
@@ -572,11 +656,10 @@ def _reduce(
         failure = error
     small = torch.tensor([weight, float(failure is not None)], dtype=torch.float64, device=device)
     dist.all_reduce(small, group=group)
-    failed = int(small[1])
     if failure is not None:
         raise failure
-    if failed:
-        raise RuntimeError(f"the measurement stopped: {failed} other rank(s) failed in it")
+    if small[1]:
+        raise RuntimeError("the measurement stopped: another rank failed in it")
     moved = total.to(device, copy=True)
     dist.all_reduce(moved, group=group)
     return moved.to(total.device), float(small[0])

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from torch_thermo.callbacks import ranks
 from torch_thermo.callbacks._roots import Callback, LightningModule, Trainer
 from torch_thermo.callbacks.loss import check_loss_arguments, why_unmeasurable
-from torch_thermo.callbacks.probe import Probe, Source
+from torch_thermo.callbacks.probe import EXAMPLES, Probe, Source
 from torch_thermo.callbacks.schedule import Schedule
 from torch_thermo.callbacks.session import Measurement, Moment, Session, completed_updates
 from torch_thermo.isolation import preserved_generators
@@ -15,6 +16,9 @@ from torch_thermo.risk import Closure, LossFn
 from torch_thermo.store import Run, load_run
 
 _FORMAT = 1
+_SHARDED = ("FSDP", "ModelParallel", "DeepSpeed")
+# it is the model or the size, which do not change
+_LASTING = (TypeError, NotImplementedError, MemoryError)
 
 
 class ThermoCallback(Callback):
@@ -46,7 +50,7 @@ class ThermoCallback(Callback):
     def __init__(
         self,
         schedule: Schedule,
-        probe: Source = 512,
+        probe: Source = EXAMPLES,
         examples: int | None = None,
         loss_fn: LossFn | None = None,
         closure: Closure | None = None,
@@ -65,7 +69,8 @@ class ThermoCallback(Callback):
         self._restored: dict[str, Any] | None = None
         self._last: dict[str, int] = {}
         self._skipped: dict[str, str] = {}
-        self._began = False
+        self._blind: set[str] = set()
+        self._started = self._running = self._began = False
         self._key = ""
         self.session = self._new_session()
 
@@ -83,6 +88,25 @@ class ThermoCallback(Callback):
         """Return the names under which this callback stores measurements."""
         return (self.observable,)
 
+    def check_member(self) -> None:
+        """Refuse to be a bundle's with a probe or loss of its own, which would be dropped.
+
+        Raises:
+            ValueError: naming the arguments.
+        """
+        probe, loss_fn, closure = self._arguments
+        own = {
+            "probe": not (isinstance(probe, int) and probe == EXAMPLES),
+            "loss_fn": loss_fn is not None,
+            "closure": closure is not None,
+        }
+        named = [name for name, given in own.items() if given]
+        if named:
+            raise ValueError(
+                f"{type(self).__name__} has {', '.join(named)} of its own: give them to the "
+                "bundle, whose callbacks measure on one probe"
+            )
+
     def affordable(
         self, trainer: Trainer, due: Sequence[ThermoCallback]
     ) -> Sequence[ThermoCallback]:
@@ -92,8 +116,18 @@ class ThermoCallback(Callback):
     def watch_gradient(self, session: Session, trainer: Trainer, optimizer: Any) -> None:
         """See the gradients of every step; must not synchronise."""
 
-    def flush(self, session: Session) -> None:
-        """Hand over what `watch_gradient` has kept."""
+    def flush(self, session: Session, alone: bool = False) -> None:
+        """Hand over what `watch_gradient` has kept; `alone`: other ranks do not come here."""
+
+    def reset(self, sharded: bool) -> None:
+        """Forget the last run; `sharded`: the parameters of the next are split over ranks."""
+
+    def memory(self) -> dict[str, Any]:
+        """Return what later measurements build on, for a checkpoint: plain values and tensors."""
+        return {}
+
+    def recall(self, memory: Mapping[str, Any]) -> None:
+        """Take up what `memory` returned."""
 
     # -- what a user reads -------------------------------------------------------------------
 
@@ -103,7 +137,7 @@ class ThermoCallback(Callback):
 
         What is recorded at every step is in the store alone: here it would grow without end.
         """
-        return self.session.history
+        return self.session.outlet.history
 
     def stored(self) -> Run:
         """Return the stored run.
@@ -121,29 +155,39 @@ class ThermoCallback(Callback):
         """Refuse a run that can't be measured (a bundle only says so)."""
         if stage != "fit":
             return
-        reason = self._why_not(trainer, pl_module)
-        if reason is not None and self.refuses:
-            raise ValueError(f"{type(self).__name__}: {reason}")
+        self._started = self._running = self._began = False
+        for reason in self._refusals(trainer, pl_module).values():
+            if self.refuses:
+                raise ValueError(f"{type(self).__name__}: {reason}")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin a run."""
+        others = [
+            callback
+            for callback in trainer.callbacks
+            if isinstance(callback, ThermoCallback) and callback is not self
+        ]
+        # the store is the trainer's: a callback that is new in a resumed run goes on in it too
+        known = [c._restored for c in (self, *others) if c._restored is not None]
         restored, self._restored = self._restored, None
         self.session = self._new_session()
-        self._last, self._skipped, self._began = {}, {}, False
+        self._last, self._skipped, self._blind, self._began = {}, {}, set(), False
+        for member in self.members():
+            member.reset(sharded=_is_sharded(trainer))
         if restored is not None:
-            self.session.probe.load_state_dict(restored["probe"])
-            self._last = dict(restored["last"])
-            self._restore_plan(restored)
-        names = [name for member in self.members() for name in member.observables()]
-        self.session.begin(trainer, names, restored)
-        reason = self._why_not(trainer, pl_module)
-        if reason is not None:
-            skipped = [m for m in self.members() if m.needs_loss]
-            for member in skipped:
-                self._skipped[member.observable] = reason
-            self.session.notice(
-                f"skipped: {', '.join(m.observable for m in skipped)}, because {reason}"
-            )
+            self._resume(restored)
+        self.session.begin(
+            trainer,
+            self.observables(),
+            known[0] if known else None,
+            [callback.session.outlet for callback in others if callback._running],
+            [name for callback in (self, *others) for name in callback.observables()],
+        )
+        self._started = self._running = True
+        self._skipped = self._refusals(trainer, pl_module)
+        for reason in dict.fromkeys(self._skipped.values()):
+            names = [name for name, why in self._skipped.items() if why == reason]
+            self.session.notice(f"skipped: {', '.join(names)}, because {reason}")
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
@@ -151,18 +195,24 @@ class ThermoCallback(Callback):
         """Measure the initial weights, after every hook that may have changed them."""
         if not self._began:
             self._began = True
-            self.session.prepare_probe(trainer, pl_module)
-            self.session.probe.offer(batch)
+            if any(member.needs_loss for member in self._measured()):
+                self.session.prepare_probe(trainer, pl_module)
+            self.session.offer(batch)
             self._tick(trainer, pl_module, trainer.current_epoch if batch_idx == 0 else None)
         else:
-            self.session.probe.offer(batch)
+            self.session.offer(batch)
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Any
     ) -> None:
         """Let the members see the step's gradients: unclipped, unscaled, accumulated."""
         for member in self.members():
-            member.watch_gradient(self.session, trainer, optimizer)
+            if member.observable not in self._blind:
+                try:
+                    member.watch_gradient(self.session, trainer, optimizer)
+                except Exception as error:
+                    self._blind.add(member.observable)
+                    self.session.notice(f"the gradients of the steps can't be read: {error}")
 
     def on_train_batch_end(
         self,
@@ -184,15 +234,20 @@ class ThermoCallback(Callback):
         """Measure once more and close the run."""
         self._tick(trainer, pl_module, None, end=True)
         self._flush()
-        self.session.end(trainer)
+        self._close(trainer)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say that nothing was measured when there was no training."""
+        if not self._started:
+            self.session.warn_of_nothing("no training step was made")
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         """Keep what was measured."""
-        if self._began:
-            self._flush()
-            self.session.end(trainer)
+        if self._running:
+            self._flush(alone=True)
+            self._close(trainer)
 
     # -- state -------------------------------------------------------------------------------
 
@@ -213,7 +268,8 @@ class ThermoCallback(Callback):
             "format": _FORMAT,
             "probe": session.probe.state_dict(self._world),
             "last": dict(self._last),
-            "run_id": session.run_id,
+            "members": {member.observable: member.memory() for member in self.members()},
+            "run_id": session.outlet.run_id,
             "store": str(session.store.path) if session.store else "",
             **self._plan_state(),
         }
@@ -236,16 +292,30 @@ class ThermoCallback(Callback):
         probe, loss_fn, closure = self._arguments
         return Session(Probe(probe, self.seed), loss_fn, closure, self.seed)
 
-    def _why_not(self, trainer: Trainer, pl_module: LightningModule) -> str | None:
+    def _resume(self, state: Mapping[str, Any]) -> None:
+        self.session.probe.load_state_dict(state["probe"])
+        self._last = dict(state["last"])
+        for member in self.members():
+            member.recall(state.get("members", {}).get(member.observable, {}))
+        self._restore_plan(state)
+
+    def _refusals(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, str]:
+        """Return {observable: why it can't be measured in this run}."""
         self._world = trainer.world_size
-        if not any(member.needs_loss for member in self.members()):
-            return None
+        if _is_sharded(trainer):
+            reason = (
+                f"{type(trainer.strategy).__name__} shards the parameters, and a shard has neither "
+                "a gradient by autograd nor the whole of a layer"
+            )
+            return {member.observable: reason for member in self.members()}
         _, loss_fn, closure = self._arguments
-        reason = why_unmeasurable(pl_module, loss_fn is not None or closure is not None)
-        strategy = type(trainer.strategy).__name__
-        if reason is None and strategy.startswith(("FSDP", "ModelParallel", "DeepSpeed")):
-            reason = f"{strategy} shards the parameters, and autograd gives no gradient for a shard"
-        return reason
+        why = why_unmeasurable(pl_module, loss_fn is not None or closure is not None)
+        if why is None:
+            return {}
+        return {member.observable: why for member in self.members() if member.needs_loss}
+
+    def _measured(self) -> list[ThermoCallback]:
+        return [member for member in self.members() if member.observable not in self._skipped]
 
     def _tick(
         self, trainer: Trainer, pl_module: LightningModule, epoch: int | None, end: bool = False
@@ -254,9 +324,8 @@ class ThermoCallback(Callback):
         step = completed_updates(trainer)
         due: Sequence[ThermoCallback] = [
             member
-            for member in self.members()
-            if member.observable not in self._skipped
-            and self._last.get(member.observable) != step
+            for member in self._measured()
+            if self._last.get(member.observable) != step
             and (member.schedule(step, epoch) or (end and getattr(member.schedule, "end", False)))
         ]
         if not due:
@@ -269,28 +338,50 @@ class ThermoCallback(Callback):
             return
         session = self.session
         with session.timed("preparation"), preserved_generators():
-            moment = session.moment(trainer, pl_module)
-        if moment is None:
-            return
+            moment = session.moment(trainer, pl_module, any(m.needs_loss for m in due))
         completed = trainer.current_epoch if epoch is None else epoch
         with moment.isolated():
             for member in due:
-                self._measure(member, moment, completed)
+                if moment.has_loss or not member.needs_loss:
+                    self._measure(member, moment, completed)
+                else:
+                    del self._last[member.observable]
 
     def _measure(self, member: ThermoCallback, moment: Moment, epoch: int) -> None:
         name, session = member.observable, self.session
-        try:
-            with session.timed(name):
+        measured: Measurement | None = None
+        failure: Exception | None = None
+        outcome = ranks.DONE
+        with session.timed(name):
+            try:
                 measured = member.measure(moment)
+            except Exception as error:  # whatever it was, it is no reason to end a training
+                failure = error
+                outcome = ranks.LASTING if isinstance(error, _LASTING) else ranks.RAISED
+            outcome = ranks.settle(moment.trainer, outcome)
+            if measured is not None:
                 session.record(name, moment.step, epoch, measured)
-        except (TypeError, NotImplementedError, MemoryError) as error:
-            # it is the model or the size, which do not change; all ranks find the same
-            self._skipped[name] = str(error)
-            session.notice(f"{name} is skipped from step {moment.step} on: {error}")
-        except Exception as error:
-            # whatever it was, it is no reason to end somebody's training
-            session.notice(f"{name} failed at step {moment.step}: {error}", key=f"{name} failed")
+        if outcome != ranks.DONE:
+            member.recall({})  # ranks must not build on different results
+        if outcome == ranks.LASTING:
+            self._skipped[name] = str(failure or "it failed on another rank")
+            session.notice(f"{name} is skipped from step {moment.step} on: {self._skipped[name]}")
+        elif failure is not None:
+            # weights or loss that are not finite concern every observable, and are told once
+            broken = isinstance(failure, FloatingPointError)
+            session.notice(
+                f"{name} failed at step {moment.step}: {failure}",
+                key="not finite" if broken else f"{name} failed",
+            )
 
-    def _flush(self) -> None:
+    def _flush(self, alone: bool = False) -> None:
         for member in self.members():
-            member.flush(self.session)
+            member.flush(self.session, alone)
+
+    def _close(self, trainer: Trainer) -> None:
+        self._running = False
+        self.session.end(trainer)
+
+
+def _is_sharded(trainer: Trainer) -> bool:
+    return type(trainer.strategy).__name__.startswith(_SHARDED)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 import numpy as np
@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from torch_thermo.callbacks.base import ThermoCallback
-from torch_thermo.callbacks.probe import Source
+from torch_thermo.callbacks.probe import SMALL, Source
 from torch_thermo.callbacks.schedule import Log, Schedule
 from torch_thermo.callbacks.session import Measurement, Moment
 from torch_thermo.observables.hessian_spectrum import OperatorName, hessian_spectrum
-from torch_thermo.risk import Closure, LossFn
+from torch_thermo.risk import Closure, LossFn, Risk
 from torch_thermo.spectra import rademacher
 
 _OPERATORS = get_args(OperatorName)
@@ -30,10 +30,25 @@ class _Extremes(ThermoCallback):
         self.steps = steps
         self._vectors: Tensor | None = None
 
+    def reset(self, sharded: bool) -> None:
+        """Forget the vectors of the last run."""
+        self._vectors = None
+
+    def memory(self) -> dict[str, Any]:
+        """Return the vectors that the next measurement starts from, if they are small."""
+        vectors = self._vectors
+        if vectors is None or vectors.numel() * vectors.element_size() > SMALL:
+            return {}
+        return {"vectors": vectors.cpu()}
+
+    def recall(self, memory: Mapping[str, Any]) -> None:
+        """Start from a checkpoint's vectors."""
+        self._vectors = memory.get("vectors")
+
     def measure(self, moment: Moment) -> Measurement:
         """Measure both ends with their residual bounds."""
         risk = moment.risk(self.examples)
-        start = _warm_start(self._vectors, risk.numel, self.seed)
+        start = _warm_start(self._vectors, risk, self.seed)
         result = hessian_spectrum(risk, steps=self.steps, probes=1, seed=self.seed, start=start)
         self._vectors = result.run.extreme_vectors.detach()
         return Measurement(
@@ -167,14 +182,15 @@ class HessianSpectrum(ThermoCallback):
         return [name for member in self._members for name in member.observables()]
 
 
-def _warm_start(vectors: Tensor | None, numel: int, seed: int) -> Any:
+def _warm_start(vectors: Tensor | None, risk: Risk, seed: int) -> Tensor | None:
     """Return the sum of the last extremes' vectors and a random one; None without them.
 
     The random part keeps the start out of the old eigenvectors' span, where Lanczos would stop
     and a new extreme would never be found.
     """
-    if vectors is None or vectors.shape[0] != numel or not bool(torch.isfinite(vectors).all()):
+    n = risk.numel
+    if vectors is None or vectors.shape[0] != n or not bool(torch.isfinite(vectors).all()):
         return None
-    noise = rademacher(numel, 1, seed=seed).reshape(numel).to(vectors)
-    start = vectors.sum(1) + 0.5 * noise / noise.norm()
-    return start / start.norm()
+    noise = rademacher(n, 1, seed=seed).reshape(n).to(risk.device, risk.dtype)
+    start: Tensor = vectors.to(risk.device, risk.dtype).sum(1) + 0.5 * noise / noise.norm()
+    return start.div_(start.norm())

@@ -35,10 +35,11 @@ class LossSource:
         """Build the risk of a (shadow) module over some batches."""
         if self.closure is not None:
             return Risk.from_closure(model, self.closure, batches, process_group=process_group)
-        loss_fn = self.loss_fn
-        if self.criterion is not None:
-            loss_fn = getattr(model, self.criterion)
+        loss_fn = self.loss_fn or getattr(model, str(self.criterion))
         return Risk(model, loss_fn, batches, process_group=process_group)
+
+
+TRAINING_STEP = LossSource("training_step", closure=training_loss)
 
 
 def check_loss_arguments(loss_fn: object, closure: object) -> None:
@@ -78,37 +79,38 @@ def acquire_loss(
 
     Raises:
         ValueError: manual optimisation without 1.
+        Exception: what the loss raised on `batch`.
     """
-    if loss_fn is not None:
-        return LossSource("the given loss_fn", loss_fn=loss_fn)
+    source = LossSource("the given loss_fn", loss_fn=loss_fn)
     if closure is not None:
-        return LossSource("the given closure", closure=closure)
+        source = LossSource("the given closure", closure=closure)
+    if loss_fn is not None or closure is not None:
+        _value(model, batch, source)
+        return source
     reason = why_unmeasurable(model, given=False)
     if reason is not None:
         raise ValueError(reason)
-    own = LossSource("training_step", closure=training_loss)
-    if not _has_forward(model):
-        return own
-    for name in _CRITERIA:
+    own = _value(model, batch, TRAINING_STEP)
+    for name in _CRITERIA if _has_forward(model) else ():
         if callable(getattr(model, name, None)):
             source = LossSource(f"self.{name}(self(x), y), which equals training_step's", name)
-            if _agree(model, batch, source, own):
+            if _agrees(model, batch, source, own):
                 return source
-    return own
+    return TRAINING_STEP
 
 
-def _agree(model: Any, batch: Any, first: LossSource, second: LossSource) -> bool:
-    def value(source: LossSource) -> float:
-        return source.risk(model, [batch], None).value()
+def _value(model: Any, batch: Any, source: LossSource) -> float:
+    return source.risk(model, [batch], None).value()
 
+
+def _agrees(model: Any, batch: Any, source: LossSource, own: float) -> bool:
     try:
-        one = value(first)
+        value = _value(model, batch, source)
     except Exception:  # a criterion of another signature: it is not the one
         return False
-    other = value(second)
-    return math.isclose(one, other, rel_tol=_AGREEMENT, abs_tol=1e-12) or (
+    return math.isclose(value, own, rel_tol=_AGREEMENT, abs_tol=1e-12) or (
         # a loss that is NaN from the start is reported by the measurement, not here
-        math.isnan(one) and math.isnan(other)
+        math.isnan(value) and math.isnan(own)
     )
 
 

@@ -125,11 +125,16 @@ class PlasticityOrderParameter(ThermoCallback):
         if len(self._kept) >= max(1, trainer.log_every_n_steps):
             self.flush(session)
 
-    def flush(self, session: Session) -> None:
+    def reset(self, sharded: bool) -> None:
+        """Forget the last run's gradients."""
+        self._kept = []
+        self._sharded = sharded
+
+    def flush(self, session: Session, alone: bool = False) -> None:
         """Bring what was kept to the store, and the last of it to the loggers."""
         kept, self._kept = self._kept, []
-        if not kept:
-            return
+        if not kept or (self._sharded and alone):
+            return  # the sum over ranks would wait for those that are not here
         with session.timed(MINIBATCH):
             squares = torch.stack([norm for step in kept for norm in step.norms]).double().square()
             if self._sharded:
@@ -155,13 +160,11 @@ class PlasticityOrderParameter(ThermoCallback):
                     )
                 ]
             session.record_rows(MINIBATCH, rows)
-            session.log(MINIBATCH, rows[-1][0], rows[-1][2])
 
     def _norms(self, gradients: list[Tensor]) -> Sequence[Tensor]:
         if all(type(g) is Tensor and g.dtype in _EXACT and not g.is_sparse for g in gradients):
             return torch._foreach_norm(gradients)
-        if any(hasattr(g, "to_local") for g in gradients):
-            self._sharded = True
+        if self._sharded:
             gradients = [g.to_local() if hasattr(g, "to_local") else g for g in gradients]
         gradients = [g.coalesce().values() if g.is_sparse else g for g in gradients]
         # a sum of squares in half precision overflows at 65504

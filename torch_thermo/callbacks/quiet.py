@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 from torch_thermo.callbacks._roots import LightningModule, Trainer
 from torch_thermo.isolation import shadow
+
+_KINDS: WeakKeyDictionary[type, type] = WeakKeyDictionary()
 
 
 class _Null:
@@ -25,6 +29,16 @@ class _Null:
 
     def __getitem__(self, key: Any) -> _Null:
         return self
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        return None
+
+    def __iter__(self) -> Iterator[_Null]:
+        # without it a loop would ask __getitem__ for ever
+        return iter(())
+
+    def __len__(self) -> int:
+        return 0
 
     def __enter__(self) -> _Null:
         return self
@@ -50,8 +64,8 @@ class _QuietTrainer:
         return _Null()
 
     @property
-    def loggers(self) -> list[Any]:
-        return []
+    def loggers(self) -> list[_Null]:
+        return [_Null() for _ in object.__getattribute__(self, "_trainer").loggers]
 
 
 def quiet_shadow(trainer: Trainer, pl_module: LightningModule) -> tuple[Any, list[str]]:
@@ -65,8 +79,11 @@ def quiet_shadow(trainer: Trainer, pl_module: LightningModule) -> tuple[Any, lis
         TypeError, RuntimeError: the module cannot be copied.
     """
     shared = [trainer, *trainer.callbacks, *trainer.loggers, *trainer.optimizers]
-    datamodule = getattr(trainer, "datamodule", None)
-    copied, uncopied = shadow(pl_module, share=[*shared, datamodule])
+    shared.append(getattr(trainer, "datamodule", None))
+    # a module that holds its data would have them copied at each measurement
+    held = (item for part in pl_module.modules() for item in vars(part).values())
+    shared += [item for item in held if isinstance(item, Dataset | DataLoader)]
+    copied, uncopied = shadow(pl_module, share=shared)
     quiet = _QuietTrainer(trainer)
     for part in copied.modules():
         if hasattr(part, "training_step") and hasattr(part, "log_dict"):
@@ -95,6 +112,13 @@ def training_loss(model: nn.Module, batch: Any) -> Tensor:
 
 
 def _silenced(kind: type) -> type:
+    # one class a kind: a new one at each measurement would stay in its base's list of subclasses
+    if kind not in _KINDS:
+        _KINDS[kind] = _make_silenced(kind)
+    return _KINDS[kind]
+
+
+def _make_silenced(kind: type) -> type:
     def silent(self: Any, *args: Any, **kwargs: Any) -> None:
         return None
 
@@ -108,6 +132,6 @@ def _silenced(kind: type) -> type:
             "log_dict": silent,
             "print": silent,
             "logger": property(lambda self: _Null()),
-            "loggers": property(lambda self: []),
+            "loggers": property(lambda self: self._trainer.loggers),
         },
     )

@@ -8,24 +8,21 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from torch_thermo import dashboard
+from torch_thermo.callbacks import ranks
 from torch_thermo.callbacks._roots import LightningModule, Trainer
-from torch_thermo.callbacks.loss import LossSource, acquire_loss
-from torch_thermo.callbacks.probe import Probe, transfer_hooks
+from torch_thermo.callbacks.loss import TRAINING_STEP, LossSource, acquire_loss
+from torch_thermo.callbacks.outlet import Outlet, Rows
+from torch_thermo.callbacks.probe import Probe
 from torch_thermo.callbacks.quiet import quiet_shadow
 from torch_thermo.isolation import preserved_generators
 from torch_thermo.risk import Closure, LossFn, Risk
-from torch_thermo.store import Store, default_directory, new_run_id
+from torch_thermo.store import Store
 
 _log = logging.getLogger("torch_thermo")
-# TensorBoard becomes unusable with thousands of tags; the store keeps every layer
-_MOST_LAYERS = 64
 
 
 class ThermoWarning(UserWarning):
@@ -58,7 +55,15 @@ def completed_updates(trainer: Trainer) -> int:
 
 
 class Session:
-    """One run's measuring, from the first batch to the end."""
+    """One run's measuring, from the first batch to the end.
+
+    Attributes:
+        probe: what is measured on.
+        source: where the loss comes from, once it is known.
+        outlet: where measurements go.
+        measuring_seconds: {observable: seconds spent on it}, and "preparation".
+        measurements: {observable: how many were made}.
+    """
 
     def __init__(
         self, probe: Probe, loss_fn: LossFn | None, closure: Closure | None, seed: int
@@ -68,93 +73,98 @@ class Session:
         self.closure = closure
         self.seed = seed
         self.source: LossSource | None = None
-        self.history: dict[str, list[dict[str, float]]] = {}
-        self.run_id = ""
-        self.store: Store | None = None
+        self.outlet = Outlet(self.notice)
+        self.observables: Sequence[str] = ()
         self.measuring_seconds: dict[str, float] = {}
         self.measurements: dict[str, int] = {}
-        self._told: set[str] = set()
-        self._reasons: list[str] = []
-        self._loggers: list[Any] = []
+        self._told: dict[str, str] = {}
         self._rank_zero = True
         self._started = 0.0
 
     # -- the life of a run -------------------------------------------------------------------
 
     def begin(
-        self, trainer: Trainer, observables: Sequence[str], resumed: Mapping[str, Any] | None
+        self,
+        trainer: Trainer,
+        observables: Sequence[str],
+        resumed: Mapping[str, Any] | None,
+        siblings: Sequence[Outlet] = (),
+        planned: Sequence[str] = (),
     ) -> None:
-        """Open the store and the dashboard; ranks enter together."""
+        """Open the outlet; ranks enter together. The arguments are those of `Outlet.open`."""
         self._rank_zero = trainer.is_global_zero
         self._started = time.perf_counter()
-        self._loggers = [
-            logger for logger in trainer.loggers if type(logger).__name__ != "DummyLogger"
-        ]
+        self.observables = tuple(observables)
         log_dir = trainer.log_dir  # hides a broadcast: asked for on all ranks
         if not self._rank_zero:
             return
-        self._open_store(trainer, log_dir, resumed)
-        if not self._loggers:
-            self.notice(
-                "this run has no logger (logger=False, barebones or fast_dev_run): measurements "
-                f"go to {self.store.path if self.store else 'memory'} only"
-            )
-        for writer in self._writers():
-            self._draw(lambda w=writer: dashboard.write_layout(w, observables))
-
-    def _open_store(
-        self, trainer: Trainer, log_dir: str | None, resumed: Mapping[str, Any] | None
-    ) -> None:
         step = completed_updates(trainer)
-        old_id = str(resumed["run_id"]) if resumed and resumed.get("run_id") else None
-        old_path = Path(str(resumed["store"])) if resumed and resumed.get("store") else None
-        self.run_id = old_id or new_run_id()
-        if trainer.fast_dev_run or not self._loggers or log_dir is None:
-            path = default_directory(self.run_id)
-        else:
-            path = _logger_directory(self._loggers[0], log_dir) / "thermo"
-        continues = None
-        if old_path is not None and old_path.exists() and old_path.resolve() != path.resolve():
-            # a resumed run of a new logger version: a store of its own that links to the old
-            continues, self.run_id = old_path, new_run_id()
         try:
-            self.store = Store.open(
-                path,
-                run_id=self.run_id,
-                resume_after=step if step or continues else None,
-                continues=continues,
-            )
-        except (OSError, ValueError) as error:
-            self.notice(f"the measurements can't be stored ({error}); they are kept in memory")
+            self.outlet.open(trainer, log_dir, step, observables, resumed, siblings, planned)
+        except Exception as error:
+            self.notice(f"the measurements are kept in memory only: {error}")
 
     def prepare_probe(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the probe through the module's own hooks, or begin to collect it."""
         try:
-            model = self._shadow(trainer, pl_module)
-            notice = self.probe.draw(trainer, transfer_hooks(trainer, model))
+            with preserved_generators():
+                model = self._shadow(trainer, pl_module)
+                notice = self.probe.draw(trainer, model)
             if notice:
                 self.notice(notice)
         except Exception as error:
             self.notice(f"nothing can be measured: no probe: {error}")
 
-    def moment(self, trainer: Trainer, pl_module: LightningModule) -> Moment | None:
-        """Prepare measuring at this step; None, with a notice, if it can't be done on some rank.
-
-        Every rank learns whether all are ready before any enters a collective.
-        """
-        moment: Moment | None = None
+    def offer(self, batch: Any) -> None:
+        """Let the probe take a training batch that passes, if it is collected that way."""
         try:
+            self.probe.offer(batch)
+        except Exception as error:
+            self.probe.give_up()
+            self.notice(f"nothing can be measured: no probe: {error}")
+
+    def moment(self, trainer: Trainer, pl_module: LightningModule, loss: bool) -> Moment:
+        """Prepare measuring at this step, with the loss if that is needed.
+
+        Every rank learns whether all are ready before any enters a collective: if one is not, the
+        moment has no loss on all of them, and its notice says why.
+        """
+        bare = Moment(self, trainer, pl_module)
+        if not loss:
+            return bare
+        ready: Moment | None = None
+        state = ranks.WAITING
+        try:
+            if self.probe.waits:
+                self.prepare_probe(trainer, pl_module)
             if self.probe.complete:
                 model = self._shadow(trainer, pl_module)
-                if self.source is None:
-                    self.source = acquire_loss(
-                        model, self.probe.batches[0], self.loss_fn, self.closure
-                    )
-                    _log.info("the loss is %s", self.source.description)
-                moment = Moment(self, trainer, pl_module, model, self.source)
+                source = self.source or acquire_loss(
+                    model, self.probe.batches[0], self.loss_fn, self.closure
+                )
+                ready, state = Moment(self, trainer, pl_module, model, source), ranks.READY
         except Exception as error:
             self.notice(f"nothing can be measured: {error}")
-        return moment if _all_ranks(trainer, moment is not None) else None
+            state = ranks.FAILED
+        worst = ranks.worst(trainer, state)
+        if worst != ranks.READY or ready is None:
+            if worst == ranks.FAILED != state:
+                self.notice(
+                    "nothing can be measured: it failed on another rank, whose log says why"
+                )
+            return bare
+        if self.source is None:
+            self.source = ready.source = self._agreed(trainer, ready.source)
+            _log.info("the loss is %s", self.source.description)
+        return ready
+
+    def _agreed(self, trainer: Trainer, source: LossSource | None) -> LossSource:
+        """Return a source that is of one kind on all ranks, for they reduce alike."""
+        assert source is not None
+        given = self.loss_fn is not None or self.closure is not None
+        if given or ranks.worst(trainer, int(source.criterion is None)) == ranks.READY:
+            return source
+        return TRAINING_STEP
 
     def _shadow(self, trainer: Trainer, pl_module: LightningModule) -> Any:
         model, uncopied = quiet_shadow(trainer, pl_module)
@@ -163,31 +173,37 @@ class Session:
         return model
 
     def end(self, trainer: Trainer) -> None:
-        """Write the summary of the run; warn if nothing was measured."""
+        """Write the summary of the run; warn of what was never measured."""
         if not self._rank_zero:
             return
-        if self.store is not None:
-            measuring = sum(self.measuring_seconds.values())
-            total = time.perf_counter() - self._started
-            self.store.write_meta(
-                {
-                    **self.store.meta,
-                    "seconds": {
-                        "training": total - measuring,
-                        "measuring": dict(self.measuring_seconds),
-                    },
-                    "measurements": dict(self.measurements),
-                    "steps": completed_updates(trainer),
-                    "loss": self.source.description if self.source else "",
-                }
-            )
+        self.outlet.summarise(
+            self.measurements,
+            self.measuring_seconds,
+            time.perf_counter() - self._started,
+            {
+                "steps": completed_updates(trainer),
+                "loss": self.source.description if self.source else "",
+            },
+        )
+        told = "; ".join(self._told.values())
+        short = "no measurement was due (the run was shorter than the schedules' intervals)"
         if not any(self.measurements.values()):
-            why = "; ".join(dict.fromkeys(self._reasons)) or (
-                "no measurement was due (the run was shorter than the schedules' intervals)"
-            )
-            warnings.warn(
-                f"torch-thermo measured NOTHING in this run: {why}", ThermoWarning, stacklevel=2
-            )
+            self.warn_of_nothing(told or short)
+            return
+        never = [name for name in self.observables if not self.measurements.get(name)]
+        untold = [name for name in never if name not in told]
+        if untold:
+            _warn(f"torch-thermo never measured {', '.join(untold)}: {told or short}")
+
+    def warn_of_nothing(self, reason: str) -> None:
+        """Warn loudly of a run without a measurement."""
+        if self._rank_zero:
+            _warn(f"torch-thermo measured NOTHING in this run: {reason}")
+
+    @property
+    def store(self) -> Store | None:
+        """Where the measurements are stored."""
+        return self.outlet.store
 
     @property
     def training_seconds(self) -> float:
@@ -207,75 +223,41 @@ class Session:
             self.measuring_seconds[observable] = self.measuring_seconds.get(observable, 0.0) + spent
 
     def record(self, observable: str, step: int, epoch: int, measured: Measurement) -> None:
-        """Keep a measurement: in memory, in the store, at every logger. Rank zero only."""
-        self.record_rows(observable, [(step, epoch, measured.scalars)])
+        """Keep a measurement: in memory, in the store, at every logger."""
+        self.measurements[observable] = self.measurements.get(observable, 0) + 1
         if not self._rank_zero:
             return
-        self.history.setdefault(observable, []).append(
-            {"step": step, "epoch": epoch, **measured.scalars}
-        )
-        self.log(observable, step, measured.scalars)
-        if measured.arrays:
-            if self.store is not None:
-                self.store.save_arrays(observable, step, measured.arrays)
-            for writer in self._writers():
-                for figure in measured.figures:
-                    self._draw(
-                        lambda w=writer, f=figure: dashboard.write_figure(
-                            w, f, observable, measured.arrays, step
-                        )
-                    )
+        try:
+            self.outlet.record(
+                observable, step, epoch, measured.scalars, measured.arrays, measured.figures
+            )
+        except Exception as error:
+            self.notice(f"{observable} can't be kept: {error}", key=f"{observable} can't be kept")
 
-    def record_rows(
-        self, observable: str, rows: Sequence[tuple[int, int, Mapping[str, float]]]
-    ) -> None:
-        """Keep the scalars of some steps in the store, with one write."""
+    def record_rows(self, observable: str, rows: Rows) -> None:
+        """Keep the scalars of some steps in the store, and log the last of each kind."""
         self.measurements[observable] = self.measurements.get(observable, 0) + len(rows)
         if not self._rank_zero:
             return
-        if self.store is not None:
-            self.store.append_many(observable, rows)
-        for step, _, scalars in rows:
-            broken = [name for name, value in scalars.items() if np.isinf(value)]
-            if broken:
-                self.notice(
-                    f"{observable} overflowed at step {step}: {', '.join(broken[:3])}",
-                    key=f"{observable} overflow",
-                )
-
-    def log(self, observable: str, step: int, scalars: Mapping[str, float]) -> None:
-        """Send scalars to every logger, at our own step. Rank zero only."""
-        if not self._rank_zero:
-            return
-        layers = [name for name in scalars if name.startswith("layer/")]
-        hidden = set(layers[_MOST_LAYERS:])
-        metrics = {
-            dashboard.tag(observable, name): float(value)
-            for name, value in scalars.items()
-            if name not in hidden
-        }
-        for logger in self._loggers:
-            logger.log_metrics(metrics, step=step)
+        self.outlet.record_rows(observable, rows)
+        # with several optimizers each has quantities of its own
+        last = {tuple(scalars): (step, scalars) for step, _, scalars in rows}
+        for step, scalars in last.values():
+            self.outlet.log(observable, step, scalars)
 
     def notice(self, text: str, key: str = "") -> None:
         """Warn once (for each `key`, default the text); the training goes on."""
-        self._reasons.append(text)
-        if (key or text) in self._told or not self._rank_zero:
+        if (key or text) in self._told:
             return
-        self._told.add(key or text)
-        warnings.warn(f"torch-thermo: {text}", ThermoWarning, stacklevel=2)
+        self._told[key or text] = text
+        if self._rank_zero:
+            _warn(f"torch-thermo: {text}")
+        else:
+            _log.warning("%s", text)
 
-    def _writers(self) -> Iterator[Any]:
-        for logger in self._loggers:
-            writer = getattr(logger, "experiment", None)
-            if hasattr(writer, "add_custom_scalars") and hasattr(writer, "add_figure"):
-                yield writer
 
-    def _draw(self, action: Any) -> None:
-        try:
-            action()
-        except Exception as error:  # a picture is no reason to stop a training
-            self.notice(f"a figure could not be drawn: {error}")
+def _warn(text: str) -> None:
+    warnings.warn(text, ThermoWarning, stacklevel=3)
 
 
 class Moment:
@@ -286,7 +268,8 @@ class Moment:
         step: completed updates.
         trainer: the run's trainer, to read from.
         pl_module: the run's module, to read parameters from.
-        model: its quiet shadow.
+        model: its quiet shadow; None without the loss.
+        source: where the loss comes from; None if it was not asked for or can't be had.
     """
 
     def __init__(
@@ -294,34 +277,35 @@ class Moment:
         session: Session,
         trainer: Trainer,
         pl_module: LightningModule,
-        model: Any,
-        source: LossSource,
+        model: Any = None,
+        source: LossSource | None = None,
     ) -> None:
         self.session = session
         self.trainer = trainer
         self.pl_module = pl_module
         self.model = model
+        self.source = source
         self.step = completed_updates(trainer)
-        self._source = source
         self._risks: dict[int | None, Risk] = {}
         self._scope = ExitStack()
 
     @property
-    def structured(self) -> bool:
-        """Whether the loss is known as a function of the output."""
-        return self._source.closure is None
-
-    @property
-    def loss(self) -> str:
-        """Where the loss comes from, in words."""
-        return self._source.description
+    def has_loss(self) -> bool:
+        """Whether there is a risk to measure."""
+        return self.source is not None
 
     def risk(self, examples: int | None) -> Risk:
-        """Return the risk over the first `examples` of the probe; all ranks' together."""
+        """Return the risk over the first `examples` of the probe; all ranks' together.
+
+        Raises:
+            RuntimeError: the moment has no loss.
+        """
+        if self.source is None:
+            raise RuntimeError("this moment was prepared without the loss")
         if examples not in self._risks:
             share = None if examples is None else -(-examples // self.trainer.world_size)
-            risk = self._source.risk(
-                self.model, self.session.probe.part(share), _process_group(self.trainer)
+            risk = self.source.risk(
+                self.model, self.session.probe.part(share), ranks.process_group(self.trainer)
             )
             self._scope.enter_context(risk.frozen())
             self._risks[examples] = risk
@@ -333,26 +317,3 @@ class Moment:
         with preserved_generators(), torch.inference_mode(False), torch.enable_grad():
             with ExitStack() as self._scope:
                 yield
-
-
-def _process_group(trainer: Trainer) -> Any | None:
-    if trainer.world_size == 1 or not torch.distributed.is_initialized():
-        return None
-    return torch.distributed.group.WORLD
-
-
-def _all_ranks(trainer: Trainer, mine: bool) -> bool:
-    """Return whether all ranks say yes."""
-    if _process_group(trainer) is None:
-        return mine
-    refusals = torch.tensor([0.0 if mine else 1.0], device=trainer.strategy.root_device)
-    torch.distributed.all_reduce(refusals)
-    return not bool(refusals.item())
-
-
-def _logger_directory(logger: Any, log_dir: str) -> Path:
-    """Return a directory of the run's own; loggers with only a `save_dir` share it among runs."""
-    if getattr(logger, "log_dir", None) == log_dir:
-        return Path(log_dir)
-    parts = [str(part) for part in (logger.name, logger.version) if part not in (None, "")]
-    return Path(log_dir).joinpath(*parts)

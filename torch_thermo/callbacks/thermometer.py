@@ -40,7 +40,8 @@ class Thermometer(ThermoCallback):
         seed: of the probe and of random vectors.
 
     Raises:
-        ValueError: a budget outside (0, 1], no callbacks, and see `ThermoCallback`.
+        ValueError: a budget outside (0, 1], no callbacks, two of one observable, or one with a
+            probe or loss of its own; and see `ThermoCallback`.
 
     Example:
         >>> from torch_thermo.callbacks import Thermometer
@@ -68,7 +69,13 @@ class Thermometer(ThermoCallback):
         chosen = default_plan(seed) if callbacks is None else list(callbacks)
         if not chosen:
             raise ValueError("callbacks is empty: a thermometer measures at least one observable")
+        for callback in chosen:
+            callback.check_member()
         self._members = tuple(member for callback in chosen for member in callback.members())
+        names = list(self.observables())
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"callbacks measure the same twice: {', '.join(twice)}")
         self._thinned: dict[str, int] = {}
 
     def members(self) -> Sequence[ThermoCallback]:
@@ -96,7 +103,7 @@ class Thermometer(ThermoCallback):
         """Leave out what the budget does not allow; rank zero decides for all."""
         if self.budget is None:
             return due
-        allowed = self._within_budget(self.session, trainer, due)
+        allowed = self._within_budget(self.session, due)
         names = trainer.strategy.broadcast([member.observable for member in allowed])
         for member in due:
             if member.observable not in names:
@@ -118,7 +125,7 @@ class Thermometer(ThermoCallback):
             _say(f"torch-thermo's plan:\n{self.plan}")
 
     def _within_budget(
-        self, session: Session, trainer: Trainer, due: Sequence[ThermoCallback]
+        self, session: Session, due: Sequence[ThermoCallback]
     ) -> list[ThermoCallback]:
         assert self.budget is not None
         left = self.budget * session.training_seconds - sum(session.measuring_seconds.values())

@@ -35,7 +35,8 @@ __all__ = [
 ]
 
 MARKED = 120  # curves of more points than this are drawn without markers
-GRID = 4001
+GRID = 2401
+BAND = "± standard error"
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,8 @@ class Curve:
         y: ``(n,)``; what is not finite is left out.
         low: ``(n,)``, lower edge of a band around it.
         high: ``(n,)``, upper edge.
-        band: what the band is, for the legend: "95 % interval", "standard error".
-        faint: drawn thin and pale, as background to the other curves.
+        band: what the band is, for the legend: "95 % interval", "standard error"; named once.
+        faint: drawn as a cloud of small points, as background to the other curves.
 
     Raises:
         ValueError: the arrays differ in length, or a band lacks an edge or its name.
@@ -110,26 +111,21 @@ def draw_curves(
         width: of the panel in inches, for the legend's rows.
     """
     finite = [curve.finite() for curve in series]
+    bands: set[str | None] = set()
     for index, (curve, (x, y, low, high)) in enumerate(zip(series, finite, strict=True)):
         if len(x) == 0:
             continue
         look = style.series_style(index)
         if low is not None and high is not None:
-            axes.fill_between(
-                x, low, high, color=look["color"], alpha=0.2, linewidth=0, label=curve.band
-            )
+            name = None if curve.band in bands else curve.band
+            axes.fill_between(x, low, high, color=look["color"], alpha=0.2, linewidth=0, label=name)
+            bands.add(curve.band)
+        if curve.faint:
+            _draw_points(axes, x, y, curve.label, look["color"])
+            continue
         if len(x) > MARKED:
             look |= {"marker": None, "linestyle": "-"}
-        axes.plot(
-            x,
-            y,
-            label=curve.label,
-            linewidth=0.7 if curve.faint else 1.5,
-            alpha=0.45 if curve.faint else 1.0,
-            markersize=4,
-            zorder=1.8 if curve.faint else 2.5,
-            **look,
-        )
+        axes.plot(x, y, label=curve.label, linewidth=1.5, markersize=4, zorder=2.5, **look)
     axes.set_xlabel(xlabel, fontsize=style.TEXT)
     axes.set_ylabel(ylabel, fontsize=style.TEXT)
     if not any(len(x) for x, _, _, _ in finite):
@@ -189,6 +185,7 @@ def draw_density(
         axes: the panel.
         measures: pairs of a label and a measure.
         sigma: width of the Gaussians; by default 1 % of each measure's largest ``|node|``.
+            The zero operator is a mark at 0 and says so in the legend.
         xscale: ``"signed log"`` or ``"linear"``.
         xlabel: quantity and unit.
         title: of the panel.
@@ -205,26 +202,37 @@ def draw_density(
     if not reach:
         _say_empty(axes, title)
         return
-    widths = [sigma or 0.01 * r for r in reach]
+    narrowest = min((r for r in reach if r > 0), default=1.0)
+    widths = [sigma or 0.01 * (r or narrowest) for r in reach]
     edge = max(r + 4 * w for r, w in zip(reach, widths, strict=True))
     threshold = max(min(widths), edge * 10.0**-DECADES)
     grid = _signed_grid(edge, threshold) if xscale != "linear" else np.linspace(-edge, edge, GRID)
     floor, top = math.inf, 0.0
+    zeros = []
     for index, ((label, measure), spread) in enumerate(zip(measures, widths, strict=True)):
+        look = style.series_style(index)
+        if reach[index] == 0:
+            zeros.append((label, look))
+            continue
         values, stderr = measure.density(torch.from_numpy(grid), spread)
         mean, error = values.numpy(), stderr.numpy()
         lowest = 0.3 / (measure.dimension * spread * math.sqrt(2 * math.pi))
         floor, top = min(floor, lowest), max(top, float(mean.max()))
-        look = style.series_style(index)
         if measure.nodes.shape[0] > 1:
-            band = "± standard error over probes" if index == 0 else None
             low = np.maximum(mean - error, lowest / 100)
+            name = BAND if BAND not in axes.get_legend_handles_labels()[1] else None
             axes.fill_between(
-                grid, low, mean + error, color=look["color"], alpha=0.2, linewidth=0, label=band
+                grid, low, mean + error, color=look["color"], alpha=0.2, linewidth=0, label=name
             )
         axes.plot(
             grid, mean, label=label, linewidth=1.5, markersize=4, markevery=GRID // 24, **look
         )
+    if top == 0:
+        floor, top = 0.1, 1.0
+    for label, look in zeros:
+        # All mass in one point: no width to draw, a mark at the top of the axis.
+        look |= {"linestyle": "none"}
+        axes.plot([0.0], [top], label=f"{label}: all eigenvalues 0", markersize=8, **look)
     axes.set_yscale("log")
     axes.set_ylim(floor, 3 * top)
     set_scale(axes, "x", xscale, grid, threshold)
@@ -307,6 +315,12 @@ def histogram(
     return figure
 
 
+def _draw_points(axes: Axes, x: Floats, y: Floats, label: str, color: str) -> None:
+    """A cloud of points as background, with a handle in the legend that can be seen."""
+    axes.plot(x, y, linestyle="none", marker=".", markersize=2, color=color, alpha=0.4, zorder=1.8)
+    axes.plot([], [], linestyle="none", marker=".", markersize=6, color=color, label=label)
+
+
 def _say_empty(axes: Axes, title: str | None) -> None:
     axes.text(
         0.5,
@@ -324,8 +338,8 @@ def _say_empty(axes: Axes, title: str | None) -> None:
 
 
 def _reach(measure: SpectralMeasure) -> float:
-    """The largest ``|node|`` that has weight; 1 for the zero operator."""
-    return float(measure.nodes[measure.weights > 0].abs().max()) or 1.0
+    """The largest ``|node|`` that has weight; 0 for the zero operator."""
+    return float(measure.nodes[measure.weights > 0].abs().max())
 
 
 def _signed_grid(edge: float, threshold: float) -> Floats:

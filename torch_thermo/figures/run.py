@@ -6,7 +6,7 @@ empty panel that says so.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -46,9 +46,9 @@ def draw_order_parameter(
         width: of the panel in inches.
     """
     curves = [
-        _curve(run, r"$\|\nabla R\|^2$ on the probe", "order_parameter/value"),
-        _curve(run, "risk $R$ on the probe", "order_parameter/risk"),
-        _curve(run, r"$\|\nabla R_B\|^2$ of each minibatch", "order_parameter_minibatch/value"),
+        _curve(run, r"$\|\nabla R\|^2$, probe", "order_parameter/value"),
+        _curve(run, "risk $R$, probe", "order_parameter/risk"),
+        _curve(run, r"$\|\nabla R_B\|^2$, each minibatch", "order_parameter_minibatch/value"),
     ]
     faint = curves[2]
     curves[2] = Curve(faint.label, faint.x, faint.y, faint=True)
@@ -96,8 +96,7 @@ def draw_sign_balance(axes: Axes, run: Run, title: str | None = None, width: flo
         low, high = (_series(run, f"{observable}/{edge}") for edge in ("low", "high"))
         band = np.array_equal(steps, low[0]) and np.array_equal(steps, high[0]) and len(steps) > 0
         if band:
-            name = f"95 % interval, {label}"
-            curves.append(Curve(label, steps, values, low[1], high[1], name))
+            curves.append(Curve(label, steps, values, low[1], high[1], "95 % interval"))
         else:
             curves.append(Curve(label, steps, values))
     draw_curves(
@@ -119,7 +118,7 @@ def draw_densities(
     title: str | None = None,
     width: float = WIDE,
 ) -> None:
-    """Spectral densities at some steps, the first and the last by default.
+    """Spectral densities at some steps: by default the first, the middle and the last stored.
 
     Args:
         axes: the panel.
@@ -130,9 +129,10 @@ def draw_densities(
         width: of the panel in inches.
     """
     stored = run.array_steps(observable) if observable in run.observables else []
-    chosen = sorted({stored[0], stored[-1]}) if stored and steps is None else steps or []
+    if steps is None:
+        steps = sorted({stored[0], stored[len(stored) // 2], stored[-1]}) if stored else []
     measures = []
-    for step in chosen:
+    for step in steps:
         if step in stored:
             arrays = run.arrays(observable, step)
             nodes, weights = (torch.from_numpy(arrays[key]) for key in ("nodes", "weights"))
@@ -142,12 +142,15 @@ def draw_densities(
     draw_density(axes, measures, title=title, width=width)
 
 
-def run_figures(run: Run, caption: str | None = None) -> dict[str, Figure]:
+def run_figures(
+    run: Run, caption: str | None = None, notes: Mapping[str, str] | None = None
+) -> dict[str, Figure]:
     """The figures of a run, each of one panel.
 
     Args:
         run: the stored run.
-        caption: data, net, probe; written below each.
+        caption: data and net; written below each.
+        notes: added to the caption of the figure of that name: probe, m, k.
 
     Returns:
         ``order_parameter``, ``hessian_edges``, ``hessian_density``, ``sign_balance``.
@@ -168,7 +171,8 @@ def run_figures(run: Run, caption: str | None = None) -> dict[str, Figure]:
             draw_densities(axes, run, title=title)
         else:
             draw_sign_balance(axes, run, title)
-        style.caption(figure, caption)
+        parts = [caption, (notes or {}).get(name)]
+        style.caption(figure, " ".join(part for part in parts if part))
         figures[name] = figure
     return figures
 
@@ -189,7 +193,7 @@ def overview(runs: Sequence[tuple[str, Run]], caption: str | None = None) -> Fig
     if not runs:
         raise ValueError("runs must hold at least one run, got none")
     columns = len(runs)
-    figure, panels = style.new_figure(4.2 * columns, 10.0, rows=3, columns=columns)
+    figure, panels = style.new_figure(4.2 * columns, 9.4, rows=3, columns=columns)
     for column, (label, run) in enumerate(runs):
         width = 3.5
         draw_order_parameter(panels[column], run, f"{label}: order parameter", width)
@@ -219,4 +223,4 @@ def _curve(run: Run, label: str, name: str, error: str | None = None) -> Curve:
     at, size = _series(run, f"{name.partition('/')[0]}/{error}")
     if len(steps) == 0 or not np.array_equal(steps, at):
         return Curve(label, steps, values)
-    return Curve(label, steps, values, values - size, values + size, "residual bound")
+    return Curve(label, steps, values, values - size, values + size, "± residual bound")

@@ -82,17 +82,20 @@ def signed_ticks(low: float, high: float, threshold: float) -> list[tuple[float,
         Pairs of a position and its label, ascending.
     """
     ticks = [(0.0, "0")] if low <= 0 <= high else []
+    # On a long two-sided axis the innermost powers of ten would stand on the 0.
+    crowded = min(high, -low) >= threshold and max(high, -low) >= 1e3 * threshold
+    innermost = 3 * threshold if crowded else threshold * (1 - 1e-9)
     for sign, reach in ((1, high), (-1, -low)):
         if reach < threshold:
             continue
-        # The first power of ten of a long axis would stand on the 0 of a short linear part.
         first = math.ceil(math.log10(threshold) - 1e-9)
         last = math.floor(math.log10(reach) + 1e-9)
         stride = max(1, math.ceil((last - first + 1) / 5))
-        skipped = 1 if last - first >= 3 and low <= -threshold and high >= threshold else 0
-        exponents = range(last, first + skipped - 1, -stride)
+        exponents = range(last, first - 1, -stride)
         minus = "" if sign > 0 else "-"
-        ticks += [(sign * 10.0**e, f"${minus}10^{{{e}}}$") for e in exponents]
+        ticks += [
+            (sign * 10.0**e, f"${minus}10^{{{e}}}$") for e in exponents if 10.0**e >= innermost
+        ]
         if last - first < 1:
             ticks += [
                 (sign * m * 10.0**e, f"${minus}{m}\\cdot 10^{{{e}}}$")

@@ -6,6 +6,7 @@ state, no window, and safe in any thread. Nothing here changes matplotlib's own 
 
 from __future__ import annotations
 
+import re
 import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -129,10 +130,15 @@ def legend(axes: Axes, title: str | None = None, width: float = 5.2) -> None:
 def _columns(labels: list[str], width: float) -> int:
     """The most columns whose widest labels fit: 0.067 inch a letter, 0.55 a handle."""
     for columns in range(len(labels), 1, -1):
-        widest = [max(len(label) for label in labels[c::columns]) for c in range(columns)]
+        widest = [max(_letters(label) for label in labels[c::columns]) for c in range(columns)]
         if sum(0.067 * letters + 0.55 for letters in widest) <= width:
             return columns
     return 1
+
+
+def _letters(label: str) -> int:
+    """How many letters a label shows: a command of mathtext is one, its braces none."""
+    return len(re.sub(r"[${}^_]", "", re.sub(r"\\([a-zA-Z]+ ?|.)", "x", label)))
 
 
 def caption(figure: Figure, text: str | None) -> None:
@@ -144,6 +150,7 @@ def caption(figure: Figure, text: str | None) -> None:
     """
     if text:
         letters = int(figure.get_figwidth() * 15.5)
+        text = text.replace(" = ", "\u00a0=\u00a0")  # kept on one line
         figure.supxlabel(
             "\n".join(textwrap.wrap(text, letters)), x=0.01, ha="left", fontsize=SMALL, color="#555"
         )

@@ -85,8 +85,8 @@ def hessian_spectrum(
         steps: m, products a probe. Extremes need 20-30, a figure's density 80.
         probes: k start vectors, drawn from `seed`. The k x m basis is held in memory.
         seed: of the probes.
-        start: a start vector (n,) or (n, k) instead, for extremes (a warm start); measure, trace
-            and odd moments are then those of that vector, not of the spectrum.
+        start: a start vector (n,) or (n, k) in place of the probes, for extremes (a warm start);
+            measure, trace and odd moments are then those of that vector, not of the spectrum.
         tol: stop when both extremes' residual bounds are below tol x max |Ritz value|.
         basis: "none" keeps no basis (memory of three vectors a probe): copies of the top
             eigenvalue appear, so use it for densities only.
@@ -103,8 +103,9 @@ def hessian_spectrum(
         chosen = _OPERATORS[operator](risk)
     else:
         chosen = operator
-    if start is None:
-        ensure_fits(chosen, steps, probes, basis)
+    if start is not None:
+        probes = start.shape[1] if start.dim() == 2 else 1
+    ensure_fits(chosen, steps, probes, basis)
     run = lanczos(chosen, steps, probes=probes, basis=basis, start=start, tol=tol, seed=seed)
     measure = SpectralMeasure.from_run(chosen, run)
     return HessianSpectrumResult(
@@ -129,17 +130,23 @@ def ensure_fits(
     if steps < 1 or probes < 1:
         return  # lanczos says so, by name
     n = operator.shape[0]
-    needed = lanczos_memory(n, steps, probes, basis, operator.dtype)
+
+    def needs(steps: int, probes: int, basis: Literal["full", "none"]) -> int:
+        return lanczos_memory(n, steps, probes, basis, operator.dtype)
+
+    needed = needs(steps, probes, basis)
     free = int(_BASIS_SHARE * operator.risk.least_over_ranks(available_bytes(operator.device)))
     if needed <= free:
         return
-    one = lanczos_memory(n, 1, 1, basis, operator.dtype)
-    fitting = max(0, (free - one) // max(1, n * operator.dtype.itemsize) + 1)
-    smaller = f"use probes=1, steps={fitting}" if fitting >= 10 else "measure fewer parameters"
+    fewer = [f"probes={p}" for p in range(probes - 1, 0, -1) if needs(steps, p, basis) <= free]
+    short = [f"probes=1, steps={m}" for m in range(steps, 9, -1) if needs(m, 1, basis) <= free]
+    smaller = [f"use {setting}" for setting in (fewer or short)[:1]]
+    if basis == "full" and needs(steps, probes, "none") <= free:
+        smaller.append('basis="none" for a density')
     raise MemoryError(
         f"a spectrum of {n} parameters with steps={steps}, probes={probes} "
         f"({steps * probes} products) needs {gib(needed)} for its basis and {gib(free)} may be "
-        f'used: {smaller}, or basis="none" for a density'
+        f"used: {', or '.join(smaller) or 'measure fewer parameters'}"
     )
 
 

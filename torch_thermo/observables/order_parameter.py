@@ -75,7 +75,8 @@ def plasticity_order_parameter(
         NaN for `unbiased` with fewer than 2 groups and `stderr` with fewer than 3, with a reason.
 
     Raises:
-        ValueError: `population` is smaller than the number of examples measured.
+        ValueError: `population` is smaller than the number of examples measured, or that number
+            can't be told (batches without a tensor).
     """
     with risk.frozen(groups):
         # the gradient first: its reduction carries a failing rank's status to the others
@@ -83,9 +84,14 @@ def plasticity_order_parameter(
         local = risk.group_gradients(groups)
         risk_value = risk.value()
         squares, crossed, masses, samples = _over_ranks(risk, local, gradient)
+    if population is not None and math.isnan(samples):
+        raise ValueError(
+            f"population must be None for batches without a tensor, got {population}: "
+            "the number of examples measured can't be told"
+        )
     if population is not None and population < samples:
         raise ValueError(
-            f"population must be at least the {samples} examples measured, got {population}"
+            f"population must be at least the {samples:.0f} examples measured, got {population}"
         )
     per_layer = {
         name: float(gradient[block].double().square().sum()) for name, block in risk.blocks.items()
@@ -102,7 +108,7 @@ def plasticity_order_parameter(
 
 def _over_ranks(
     risk: Risk, local: GroupGradients, gradient: Tensor
-) -> tuple[Tensor, Tensor, Tensor, int]:
+) -> tuple[Tensor, Tensor, Tensor, float]:
     """Return |g_m|^2, g_m . g and W_m of the groups of all ranks, and the examples measured."""
     rows = local.gradients.double()
     table = torch.stack(
@@ -110,7 +116,7 @@ def _over_ranks(
             rows.square().sum(1).cpu(),
             (rows @ gradient.double()).cpu(),
             local.weights,
-            torch.full_like(local.weights, risk.samples / len(local.weights)),
+            torch.full_like(local.weights, _samples(risk) / len(local.weights)),
         ]
     )
     if risk.process_group is not None:
@@ -119,9 +125,17 @@ def _over_ranks(
         tables: list[Tensor | None] = [None] * dist.get_world_size(risk.process_group)
         dist.all_gather_object(tables, table, group=risk.process_group)
         table = torch.cat([t for t in tables if t is not None], dim=1)
-    samples = round(float(table[3].sum()))
+    samples = float(table[3].sum())
+    samples = samples if math.isnan(samples) else round(samples)
     squares, crossed, masses = table[:3, table[2] > 0]
     return squares, crossed, masses, samples
+
+
+def _samples(risk: Risk) -> float:
+    try:
+        return risk.samples
+    except ValueError:  # a closure's batches need no tensor; a rank must not stop alone
+        return _NAN
 
 
 def _unbiased(

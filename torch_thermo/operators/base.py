@@ -4,16 +4,23 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from torch_thermo.operators.memory import available_bytes, graph_bytes
-from torch_thermo.risk import Risk, batch_size, tensors_of
+from torch_thermo.risk import NO_GRADIENT, Risk, batch_size
 
+# the graph of a batch that no measured parameter enters
+CONSTANT = object()
 # of what is free, the part that graphs kept between products may take
 _KEPT_SHARE = 0.4
+DIRECT = (
+    "{} needs a loss that depends on the parameters through the output alone, but loss_fn reaches "
+    "parameters by itself: only the full Hessian is defined"
+)
 
 
 class SymmetricOperator(ABC):
@@ -83,11 +90,11 @@ class RiskOperator(SymmetricOperator):
         self.risk = risk
         self._keep = keep_graph
         self._graphs: list[tuple[Any, float]] = []
-        self._built_from: tuple[int, ...] | None = None
+        self._built_from: list[Tensor] | None = None
 
     @abstractmethod
     def _graph(self, batch: Any) -> tuple[Any | None, float]:
-        """Return a batch's graph (None if its matrix is zero) and its weight."""
+        """Return a batch's graph (None if its matrix is zero, or `CONSTANT`) and its weight."""
 
     @abstractmethod
     def _apply(self, graph: Any, direction: tuple[Tensor, ...]) -> Sequence[Tensor]:
@@ -103,21 +110,24 @@ class RiskOperator(SymmetricOperator):
         def local() -> tuple[Tensor, float]:
             sums = torch.zeros(len(columns), self.risk.numel, dtype=self.dtype, device=self.device)
             weights = 0.0
+            constant = True
             for graph, weight in self._all_graphs():
                 weights += weight
-                if graph is None:
+                constant = constant and (graph is CONSTANT or not weight)
+                if graph is None or graph is CONSTANT:
                     continue
                 for row, direction in zip(sums, directions, strict=True):
                     product = self._apply(graph, direction)
                     row.add_(self.risk.flatten(product), alpha=weight)
+            if constant and weights:
+                raise ValueError(NO_GRADIENT)
             return sums, weights
 
         with self.risk.measuring():
             return list(self.risk.average(local).unbind(0))
 
     def _all_graphs(self) -> Any:
-        state = tuple(p._version for p in self.risk.parameters.values())
-        if self._built_from == state:
+        if self._is_current():
             yield from self._graphs
             return
         self._graphs, self._built_from = [], None
@@ -126,7 +136,7 @@ class RiskOperator(SymmetricOperator):
         kept: list[tuple[Any, float]] = []
         for batch in self.risk.batches():
             graph, weight = self._graph(batch)
-            if keep and self._keep is None and graph is not None:
+            if keep and self._keep is None and not (graph is None or graph is CONSTANT):
                 total += graph_bytes(self._roots(graph))
                 if total > budget:
                     keep, kept = False, []
@@ -134,60 +144,114 @@ class RiskOperator(SymmetricOperator):
                 kept.append((graph, weight))
             yield graph, weight
         if keep:
-            self._graphs, self._built_from = kept, state
+            self._graphs, self._built_from = kept, [t.detach().clone() for t in self._state()]
 
+    def _state(self) -> list[Tensor]:
+        held = [*self.risk.model.parameters(), *self.risk.model.buffers()]
+        return [t for t in held if t.layout == torch.strided]  # sparse ones can't be compared
 
-def linearised(risk: Risk, batch: Any) -> tuple[Tensor | None, float, bool]:
-    """Return `<stop_grad(dloss/doutput), output>` of a batch, its weight, and if it says all.
-
-    The Hessian of that scalar is the functional part F of the batch's Hessian. Examples whose
-    dloss/doutput is zero add nothing to it and are left out of the forward pass that keeps a
-    graph; the mean is still that of the whole batch. None when no example is left.
-
-    The last value is True when the loss has no second derivative in the output (hinge, absolute
-    error), so that the whole Hessian is F. It is found by one product of d2loss/doutput2 with a
-    Gaussian vector, which is zero with probability 0 for a matrix that is not.
-
-    Raises:
-        TypeError: the output is not a tensor.
-    """
-    with torch.no_grad():
-        output, target = risk.forward(batch)
-    if not isinstance(output, Tensor):
-        raise TypeError(
-            "the functional part of the Hessian needs a model whose output is a tensor, "
-            f"got {type(output).__name__}"
+    def _is_current(self) -> bool:
+        # the values themselves: version counters miss what is written through `.data`, as many
+        # optimizers do
+        before, now = self._built_from, self._state()
+        return (
+            before is not None
+            and len(before) == len(now)
+            and all(torch.equal(a, b) for a, b in zip(before, now, strict=True))
         )
-    output = output.detach().requires_grad_()
-    term = risk.loss_of(output, target, batch_size(batch))
-    if not term.loss.requires_grad:
-        return None, term.weight, True
-    (slope,) = torch.autograd.grad(term.loss, output, create_graph=True, materialize_grads=True)
-    linear = True
+
+
+@dataclass(frozen=True)
+class Linearised:
+    """A batch's loss made linear in the output: `<stop_grad(dloss/doutput), output>`.
+
+    Attributes:
+        weight: the batch's.
+        slope: dloss/doutput; None where the loss is constant in the output.
+        output: the output it belongs to.
+        complete: the Hessian of the linear loss is the loss's: it has no second derivative in the
+            output (hinge, absolute error) and reaches the parameters through the output alone.
+        direct: the loss depends on parameters also past the output.
+    """
+
+    weight: float
+    slope: Tensor | None = None
+    output: Tensor | None = None
+    complete: bool = True
+    direct: bool = False
+
+
+def linearised(risk: Risk, batch: Any) -> Linearised | None:
+    """Differentiate a batch's loss in the output; None if the output is not a tensor.
+
+    A second derivative in the output is found by one product of d2loss/doutput2 with a Gaussian
+    vector, which is zero with probability 0 for a matrix that is not.
+    """
+    with risk.rehearsal():
+        with torch.no_grad():
+            output, target = risk.forward(batch)
+        if not isinstance(output, Tensor):
+            return None
+        output = output.detach().requires_grad_()
+        term = risk.loss_of(output, target, batch_size(batch))
+    if not (term.weight and term.loss.requires_grad):
+        return Linearised(term.weight)
+    slope, direct = output_slope(risk, term.loss, output)
+    curved = False
     if slope.requires_grad:
         generator = torch.Generator().manual_seed(0)
         probe = torch.randn(slope.shape, generator=generator, dtype=torch.float64).to(slope)
-        (curved,) = torch.autograd.grad(slope, output, probe, materialize_grads=True)
-        linear = not bool((curved != 0).any())
-    slope = slope.detach()
-    # NaN != 0, so that examples with NaN stay in and are seen
-    active = (slope.reshape(slope.shape[0], -1) != 0).any(1) if slope.dim() else slope[None] != 0
-    chosen = _examples(batch[0], active)
-    if chosen is not None:
-        if not bool(active.any()):
-            return None, term.weight, linear
-        return (slope[active] * risk.model(chosen)).sum(), term.weight, linear
-    return (slope * risk.forward(batch)[0]).sum(), term.weight, linear
+        (product,) = torch.autograd.grad(slope, output, probe, materialize_grads=True)
+        curved = bool((product != 0).any())
+    complete = not (curved or direct)
+    return Linearised(term.weight, slope.detach(), output.detach(), complete, direct)
 
 
-def _examples(inputs: Any, active: Tensor) -> Any | None:
-    """Return the active examples of a batch's input; None if they cannot be told apart."""
-    if bool(active.all()):
+def contracted(risk: Risk, batch: Any, part: Linearised) -> Tensor | None:
+    """Return `<slope, output>` with its graph, whose Hessian is F; None where the slope is 0.
+
+    Examples without a slope add nothing and are left out of the forward pass; the mean is still
+    that of the whole batch. Where the others' output changes without them (batch statistics, a
+    time axis in front, dropout) all stay in.
+    """
+    slope, output = part.slope, part.output
+    if slope is None or output is None:
         return None
-    if isinstance(inputs, Tensor) and inputs.dim() and inputs.shape[0] == active.shape[0]:
-        return inputs[active]
-    if isinstance(inputs, tuple | list | dict):
-        leaves = list(tensors_of(inputs))
-        if leaves and not bool(active.any()):
-            return inputs
+    # examples with NaN stay in, to be seen: the slope of max(0, NaN) is 0
+    nonzero = (slope != 0) | ~torch.isfinite(output)
+    if not bool(nonzero.any()):
+        return None
+    inputs = batch[0]
+    if isinstance(inputs, Tensor) and inputs.dim() and output.shape[:1] == inputs.shape[:1]:
+        active = nonzero.reshape(len(nonzero), -1).any(1)
+        chosen = None if bool(active.all()) else _alone(risk, inputs[active])
+        if chosen is not None and _is_same(chosen.detach(), output[active]):
+            return (slope[active] * chosen).sum()
+    whole: Tensor = risk.forward(batch)[0]
+    return (slope * whole).sum()
+
+
+def output_slope(risk: Risk, loss: Tensor, output: Tensor) -> tuple[Tensor, bool]:
+    """Return dloss/doutput with its graph, and whether parameters enter the loss elsewhere too."""
+    slope, *direct = torch.autograd.grad(
+        loss, (output, *risk.parameters.values()), create_graph=True, allow_unused=True
+    )
+    return torch.zeros_like(output) if slope is None else slope, any(g is not None for g in direct)
+
+
+def _alone(risk: Risk, inputs: Tensor) -> Tensor | None:
+    try:
+        with risk.rehearsal():
+            part = risk.model(inputs)
+    except Exception:  # a model may need the whole batch; if not that, the pass over it says so
+        return None
+    if isinstance(part, Tensor):
+        return part
     return None
+
+
+def _is_same(part: Tensor, output: Tensor) -> bool:
+    if part.shape != output.shape:
+        return False
+    tolerance = torch.finfo(output.dtype).eps ** 0.5 * output.abs().amax()
+    return bool((part - output).abs().amax() <= tolerance)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
-
-from torch_thermo.operators.base import linearised
+from torch_thermo.operators.base import DIRECT, contracted, linearised
 from torch_thermo.operators.hessian import HessianOperator, _gradient_graph
 from torch_thermo.risk import Risk
 
@@ -24,13 +22,18 @@ class FunctionalHessianOperator(HessianOperator):
         keep_graph: True or False to decide; None keeps the graphs if they fit.
 
     Raises:
-        TypeError: the risk is opaque, or (at the first product) the output is not a tensor.
+        TypeError: the risk is opaque, or (at the first product) the output is not a tensor or the
+            loss depends on parameters also past the output.
     """
 
     def __init__(self, risk: Risk, keep_graph: bool | None = None) -> None:
         risk.require_structure("the functional part of the Hessian")
         super().__init__(risk, keep_graph)
 
-    def _graph(self, batch: Any) -> tuple[tuple[Tensor, ...] | None, float]:
-        scalar, weight, _ = linearised(self.risk, batch)
-        return _gradient_graph(self, scalar), weight
+    def _graph(self, batch: Any) -> tuple[Any, float]:
+        part = linearised(self.risk, batch)
+        if part is None:
+            raise TypeError("the functional part of the Hessian needs a tensor as model output")
+        if part.direct:
+            raise TypeError(DIRECT.format("the functional part of the Hessian"))
+        return _gradient_graph(self, contracted(self.risk, batch, part)), part.weight

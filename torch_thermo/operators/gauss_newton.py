@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from torch_thermo.operators.base import RiskOperator
+from torch_thermo.operators.base import CONSTANT, DIRECT, RiskOperator, output_slope
 from torch_thermo.risk import Risk, batch_size
 
 
@@ -31,25 +31,30 @@ class GaussNewtonOperator(RiskOperator):
         keep_graph: True or False to decide; None keeps the graphs if they fit.
 
     Raises:
-        TypeError: the risk is opaque, or (at the first product) the output is not a tensor.
+        TypeError: the risk is opaque, or (at the first product) the output is not a tensor or the
+            loss depends on parameters also past the output.
     """
 
     def __init__(self, risk: Risk, keep_graph: bool | None = None) -> None:
         risk.require_structure("the Gauss-Newton matrix")
         super().__init__(risk, keep_graph)
 
-    def _graph(self, batch: Any) -> tuple[_Graph | None, float]:
+    def _graph(self, batch: Any) -> tuple[Any, float]:
         output, target = self.risk.forward(batch)
         if not isinstance(output, Tensor):
             raise TypeError(
-                "the Gauss-Newton matrix needs a model whose output is a tensor, "
+                "the Gauss-Newton matrix needs a tensor as model output, "
                 f"got {type(output).__name__}"
             )
         point = output.detach().requires_grad_()
         term = self.risk.loss_of(point, target, batch_size(batch))
-        if not (term.loss.requires_grad and output.requires_grad):
+        if not (term.weight and term.loss.requires_grad):
             return None, term.weight
-        (slope,) = torch.autograd.grad(term.loss, point, create_graph=True, materialize_grads=True)
+        if not output.requires_grad:
+            return CONSTANT, term.weight
+        slope, direct = output_slope(self.risk, term.loss, point)
+        if direct:
+            raise TypeError(DIRECT.format("the Gauss-Newton matrix"))
         if not slope.requires_grad:
             return None, term.weight
         dual = torch.zeros_like(output, requires_grad=True)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torch_thermo.operators.base import RiskOperator, linearised
+from torch_thermo.operators.base import CONSTANT, RiskOperator, contracted, linearised
 
 
 class HessianOperator(RiskOperator):
@@ -24,13 +24,13 @@ class HessianOperator(RiskOperator):
         keep_graph: True or False to decide; None keeps the graphs if they fit.
     """
 
-    def _graph(self, batch: Any) -> tuple[tuple[Tensor, ...] | None, float]:
+    def _graph(self, batch: Any) -> tuple[Any, float]:
         if self.risk.structured:
-            scalar, weight, linear = linearised(self.risk, batch)
-            if linear:
-                return _gradient_graph(self, scalar), weight
+            part = linearised(self.risk, batch)
+            if part is not None and part.complete:
+                return _gradient_graph(self, contracted(self.risk, batch, part)), part.weight
         term = self.risk.term(batch)
-        return _gradient_graph(self, term.loss), term.weight
+        return _gradient_graph(self, term.loss if term.weight else None), term.weight
 
     def _apply(self, graph: Any, direction: tuple[Tensor, ...]) -> Sequence[Tensor]:
         return _second_derivative(self, graph, direction)
@@ -39,10 +39,12 @@ class HessianOperator(RiskOperator):
         return tuple(graph)
 
 
-def _gradient_graph(operator: RiskOperator, scalar: Tensor | None) -> tuple[Tensor, ...] | None:
-    """Return the gradient of a scalar with its graph; None if it is constant in theta."""
-    if scalar is None or not scalar.requires_grad:
+def _gradient_graph(operator: RiskOperator, scalar: Tensor | None) -> Any:
+    """Return the gradient of a scalar with its graph; of None, that is zero, None."""
+    if scalar is None:
         return None
+    if not scalar.requires_grad:
+        return CONSTANT
     return operator.risk.differentiate(scalar, create_graph=True)
 
 

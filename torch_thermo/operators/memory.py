@@ -13,8 +13,9 @@ from torch import Tensor
 def available_bytes(device: torch.device) -> int:
     """Return the bytes that can still be allocated on `device`.
 
-    CPU: what the kernel calls available, or what is left of the container's limit if that is
-    less. CUDA: what the driver calls free plus what torch holds without using it.
+    CPU: what the kernel calls available, or what is left of the container's limit (cached files
+    don't count) if that is less. CUDA: what the driver calls free plus what torch holds without
+    using it.
     """
     if device.type == "cuda":
         free = torch.cuda.mem_get_info(device)[0]
@@ -28,12 +29,13 @@ def available_bytes(device: torch.device) -> int:
 
 
 def graph_bytes(tensors: Iterable[Tensor]) -> int:
-    """Return the bytes of storage kept alive by the graph behind `tensors`.
+    """Return the bytes of storage kept alive by `tensors` and the graph behind them.
 
-    Walks the nodes and counts every saved storage once; parameters count too, although they
-    would be there without the graph.
+    Walks the nodes and counts every storage once; parameters that are saved count too, although
+    they would be there without the graph.
     """
-    storages: dict[int, int] = {}
+    tensors = list(tensors)
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
     seen = set()
     stack = [t.grad_fn for t in tensors if t.grad_fn is not None]
     while stack:
@@ -75,14 +77,27 @@ def _kernel_available() -> int | None:
     return None
 
 
-def _container_available() -> int | None:
-    root = Path("/sys/fs/cgroup")
-    for limit, usage in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+def _container_available(root: Path = Path("/sys/fs/cgroup")) -> int | None:
+    for limit, usage, statistics in (
+        ("memory.max", "memory.current", "memory.stat"),
+        (
+            "memory/memory.limit_in_bytes",
+            "memory/memory.usage_in_bytes",
+            "memory/memory.stat",
+        ),
     ):
         try:
-            return int((root / limit).read_text()) - int((root / usage).read_text())
+            left = int((root / limit).read_text()) - int((root / usage).read_text())
         except (OSError, ValueError):  # absent, or "max"
             continue
+        return left + _cached_files(root / statistics)
     return None
+
+
+def _cached_files(statistics: Path) -> int:
+    """Return the bytes of the page cache that the kernel gives back when asked for memory."""
+    try:
+        pairs = [line.split() for line in statistics.read_text().splitlines()]
+    except OSError:
+        return 0
+    return sum(int(value) for name, value in pairs if name == "inactive_file")

@@ -8,6 +8,7 @@ measurements add is one callback.
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import ModelCheckpoint, RichProgressBar
+from pytorch_lightning.callbacks import RichProgressBar
 from pytorch_lightning.loggers import TensorBoardLogger
 from rich.table import Table
 from torch import Tensor, nn
@@ -26,7 +27,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from torch_thermo import data, figures
 from torch_thermo.callbacks import Thermometer
-from torch_thermo.store import Run
+from torch_thermo.store import Run, Series
 from torch_thermo.systems import VGG, TanhMLP
 
 __all__ = [
@@ -46,16 +47,15 @@ __all__ = [
 MOST_TRAIN, MOST_TEST = 4000, 1000
 
 _SUMMARY = (
-    ("order parameter ||grad R||^2, probe", "order_parameter/value"),
-    ("order parameter, each minibatch", "order_parameter_minibatch/value"),
+    ("||grad R||^2, probe", "order_parameter/value"),
+    ("||grad R||^2, minibatch", "order_parameter_minibatch/value"),
     ("risk R, probe", "order_parameter/risk"),
-    ("largest Hessian eigenvalue", "hessian_extremes/lambda_max"),
-    ("smallest Hessian eigenvalue", "hessian_extremes/lambda_min"),
-    ("Hessian's trace", "hessian_density/trace"),
-    ("asymmetry odd3 of the Hessian", "hessian_density/odd3"),
-    ("asymmetry odd3 of its functional part", "functional_density/odd3"),
-    ("sign balance of the weights", "weight_symmetry/sign_balance"),
-    ("sign balance of the gradient", "gradient_symmetry/sign_balance"),
+    ("Hessian: lambda_max", "hessian_extremes/lambda_max"),
+    ("Hessian: lambda_min", "hessian_extremes/lambda_min"),
+    ("Hessian: asymmetry odd3", "hessian_density/odd3"),
+    ("functional part: odd3", "functional_density/odd3"),
+    ("weights: sign balance", "weight_symmetry/sign_balance"),
+    ("gradient: sign balance", "gradient_symmetry/sign_balance"),
 )
 
 
@@ -168,8 +168,9 @@ class DemoRun:
         run: the stored measurements.
         parameters: number of the network's weights.
         log_dir: TensorBoard's folder of the run.
-        checkpoint: the final weights.
+        checkpoint: Lightning's, of the final weights, with the probe in it.
         accuracy: ``{"train": ..., "test": ...}`` of the last epoch.
+        notes: on what and how each figure's observable was measured.
     """
 
     recipe: Recipe
@@ -178,6 +179,7 @@ class DemoRun:
     log_dir: Path
     checkpoint: Path
     accuracy: Mapping[str, float]
+    notes: Mapping[str, str]
 
     @property
     def caption(self) -> str:
@@ -313,10 +315,10 @@ def draw(runs: list[DemoRun], folder: Path) -> list[Path]:
     """
     files = []
     for done in runs:
-        for name, figure in figures.run_figures(done.run, done.caption).items():
+        for name, figure in figures.run_figures(done.run, done.caption, done.notes).items():
             files.append(figures.save(figure, folder / f"{done.recipe.name}_{name}.png"))
     columns = [(done.recipe.title, done.run) for done in runs]
-    caption = " ".join(f"{done.recipe.title.capitalize()}: {done.caption}" for done in runs)
+    caption = " ".join(done.caption for done in runs)
     files.append(figures.save(figures.overview(columns, caption), folder / "overview.png"))
     return files
 
@@ -326,19 +328,15 @@ def _train(recipe: Recipe, out: Path, seed: int, accelerator: str, progress: boo
     log_dir = Path(logger.log_dir)
     module = Classifier(recipe.network(), recipe.criterion(), recipe.learning_rate)
     thermometer = Thermometer()
-    trainer_callbacks: list[Any] = [
-        ModelCheckpoint(log_dir / "checkpoints", save_last=True),
-        thermometer,
-    ]
-    if progress:
-        trainer_callbacks.append(RichProgressBar())
-    with _quiet_lightning():
+    callbacks: list[Any] = [thermometer, *([RichProgressBar()] if progress else [])]
+    with _quiet_lightning(), _one_thread():
         trainer = pl.Trainer(
             accelerator=accelerator,
             devices=1,
             max_epochs=recipe.epochs,
             logger=logger,
-            callbacks=trainer_callbacks,
+            callbacks=callbacks,
+            enable_checkpointing=False,
             enable_progress_bar=progress,
             enable_model_summary=False,
             log_every_n_steps=10,
@@ -349,26 +347,66 @@ def _train(recipe: Recipe, out: Path, seed: int, accelerator: str, progress: boo
             DataLoader(recipe.train, recipe.batch_size, shuffle=True, generator=order),
             DataLoader(recipe.test, 500),
         )
-    if trainer.interrupted:
-        raise KeyboardInterrupt
+        if trainer.interrupted:
+            raise KeyboardInterrupt
+        checkpoint = log_dir / "last.ckpt"
+        trainer.save_checkpoint(checkpoint)
     metrics = trainer.callback_metrics
     return DemoRun(
         recipe=recipe,
         run=thermometer.stored(),
         parameters=sum(p.numel() for p in module.parameters()),
         log_dir=log_dir,
-        checkpoint=log_dir / "checkpoints" / "last.ckpt",
+        checkpoint=checkpoint,
         accuracy={part: float(metrics[f"{part}/accuracy"]) for part in ("train", "test")},
+        notes=_notes(thermometer, len(recipe.train)),
     )
+
+
+def _notes(thermometer: Thermometer, available: int) -> dict[str, str]:
+    """On what and how each figure's observable was measured."""
+    members: dict[str, Any] = {member.observable: member for member in thermometer.members()}
+    probe = min(thermometer.session.probe.examples, available)
+    extremes, density = members["hessian_extremes"], members["hessian_density"]
+    return {
+        "order_parameter": f"Probe: {probe} training examples.",
+        "hessian_edges": f"{min(extremes.examples, probe)} training examples, "
+        f"Lanczos with m = {extremes.steps}, k = 1.",
+        "hessian_density": f"{min(density.examples, probe)} training examples, "
+        f"Lanczos with m = {density.steps}, k = {density.probes}.",
+        "sign_balance": f"Gradient on a probe of {probe} training examples; entries depend on "
+        "each other, so the interval is descriptive.",
+    }
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """These nets are too small to gain from more, and the numbers then depend on no core count."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @contextmanager
 def _quiet_lightning() -> Iterator[None]:
-    """Leave out what Lightning advises about loaders: here the data are in memory."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        warnings.filterwarnings("ignore", message=".*number of training batches.*")
-        yield
+    """Leave out Lightning's advice about devices and loaders: here the data are in memory."""
+    # Whichever of its two names Lightning was imported by last holds the logger it writes to.
+    loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning.pytorch")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+            warnings.filterwarnings("ignore", message=".*number of training batches.*")
+            warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def summary_table(done: DemoRun) -> Table:
@@ -378,28 +416,35 @@ def summary_table(done: DemoRun) -> Table:
         done: a finished training.
     """
     meta = done.run.meta
+    spent: Mapping[str, float] = meta["seconds"]["measuring"]
     table = Table(
         title=f"{done.recipe.title}: {int(meta['steps']):,} steps, accuracy "
-        f"{done.accuracy['train']:.1%} on training, {done.accuracy['test']:.1%} on held-out "
-        f"images (training {meta['seconds']['training']:.0f} s, measuring "
-        f"{sum(meta['seconds']['measuring'].values()):.0f} s)",
+        f"{done.accuracy['train']:.1%} on training and {done.accuracy['test']:.1%} on held-out "
+        f"images, {meta['seconds']['training']:.0f} s training, {sum(spent.values()):.0f} s "
+        "measuring",
         title_justify="left",
+        title_style="bold",
     )
-    table.add_column("quantity")
-    for column in ("first", "last", "extreme", "at step", "measured", "seconds"):
-        table.add_column(column, justify="right")
+    table.add_column("quantity", overflow="fold")
+    for column in ("first", "last", "extreme", "at step", "points"):
+        table.add_column(column, justify="right", no_wrap=True)
     for label, name in _SUMMARY:
-        if name not in done.run.names:
-            continue
-        series = done.run.series(name)
-        finite = np.flatnonzero(np.isfinite(series.values))
-        observable = name.partition("/")[0]
-        spent = f"{meta['seconds']['measuring'].get(observable, 0.0):.1f}"
-        if finite.size == 0:
-            table.add_row(label, "undefined", "", "", "", "0", spent)
-            continue
-        values, steps = series.values[finite], series.steps[finite]
-        extreme = int(np.argmax(np.abs(values)))
-        numbers = [f"{value:.3g}" for value in (values[0], values[-1], values[extreme])]
-        table.add_row(label, *numbers, f"{steps[extreme]:,}", f"{finite.size:,}", spent)
+        if name in done.run.names:
+            table.add_row(label, *_summary(done.run.series(name)))
+    counts: Mapping[str, int] = meta["measurements"]
+    table.caption = "measurements: " + ", ".join(
+        f"{name} {count:,} in {spent.get(name, 0.0):.1f} s" for name, count in counts.items()
+    )
+    table.caption_justify = "left"
     return table
+
+
+def _summary(series: Series) -> tuple[str, str, str, str, str]:
+    """First, last and extreme value, the extreme's step, and how many are finite."""
+    finite = np.flatnonzero(np.isfinite(series.values))
+    if finite.size == 0:
+        return "undefined", "", "", "", "0"
+    values, steps = series.values[finite], series.steps[finite]
+    extreme = int(np.argmax(np.abs(values)))
+    first, last, largest = (f"{value:.3g}" for value in (values[0], values[-1], values[extreme]))
+    return first, last, largest, f"{steps[extreme]:,}", f"{finite.size:,}"

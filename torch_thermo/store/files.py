@@ -24,8 +24,6 @@ FORMAT = "torch-thermo store"
 VERSION = 1
 
 _log = logging.getLogger(__name__)
-# Made once: json.dumps with options of its own makes an encoder at every call, so at every step.
-_encode = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
 # Names Windows gives to devices, whatever their ending.
 _DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)
 
@@ -83,24 +81,36 @@ def strict(value: Any) -> Any:
     return value
 
 
-def scalar_values(scalars: Mapping[str, Any]) -> dict[str, float | str]:
-    """The values of one row as JSON holds them."""
-    if not scalars:
-        raise ValueError(f"a row must hold at least one value, got {scalars!r}")
-    values: dict[str, float | str] = {}
-    for name, value in scalars.items():
-        if not isinstance(name, str) or not name:
-            raise ValueError(f"quantities must have a name, got {name!r}")
-        if isinstance(value, str):
-            raise TypeError(f"{name} must be a number, got {value!r}")
-        values[name] = strict(float(value))
-    return values
-
-
 def encode_line(entry: Mapping[str, Any]) -> bytes:
     """One line of an observable's file."""
     # ASCII only, so that no cut can fall inside a character.
-    return _encode(entry).encode("ascii") + b"\n"
+    return json.dumps(entry, allow_nan=False, separators=(",", ":")).encode("ascii") + b"\n"
+
+
+def encode_row(step: int, epoch: int | None, scalars: Mapping[str, Any]) -> bytes:
+    """One row as a line, checked."""
+    if not scalars:
+        raise ValueError(f"a row must hold at least one value, got {scalars!r}")
+    # By hand, at a third of the price of json.dumps: rows come at every step of a training.
+    values = ",".join([f"{_quoted(name)}:{_number(name, v)}" for name, v in scalars.items()])
+    when = "null" if epoch is None else whole("epoch", epoch)
+    return f'{{"step":{whole("step", step)},"epoch":{when},"values":{{{values}}}}}\n'.encode(
+        "ascii"
+    )
+
+
+def _quoted(name: object) -> str:
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"quantities must have a name, got {name!r}")
+    return json.encoder.encode_basestring_ascii(name)
+
+
+def _number(name: str, value: Any) -> str:
+    if isinstance(value, str):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    number = float(value)
+    text = float.__repr__(number)  # the shortest digits that read back as the same number
+    return text if math.isfinite(number) else f'"{text}"'
 
 
 def replace_file(path: Path, write: Callable[[IO[bytes]], object]) -> None:

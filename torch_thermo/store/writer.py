@@ -21,12 +21,12 @@ from torch_thermo.store.files import (
     Row,
     array_name,
     encode_line,
+    encode_row,
     locate,
     plain_name,
     read_entries,
     read_header,
     replace_file,
-    scalar_values,
     stored_observables,
     strict,
     whole,
@@ -169,16 +169,7 @@ class Store:
             ValueError: a name that is no file name, a negative step or epoch, an empty row.
             TypeError: a step that is not a whole number, a value that is not a number.
         """
-        lines = [
-            encode_line(
-                {
-                    "step": whole("step", step),
-                    "epoch": None if epoch is None else whole("epoch", epoch),
-                    "values": scalar_values(scalars),
-                }
-            )
-            for step, epoch, scalars in rows
-        ]
+        lines = [encode_row(step, epoch, scalars) for step, epoch, scalars in rows]
         if lines:
             self._append(plain_name("observable", observable), b"".join(lines))
 

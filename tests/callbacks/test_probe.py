@@ -1,0 +1,459 @@
+"""The probe: which examples a run is measured on, drawn without a trace."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
+
+from tests.callbacks.support import (
+    Classifier,
+    blobs,
+    finite,
+    generators,
+    loader,
+    make_trainer,
+    notices,
+)
+from torch_thermo.callbacks import At, Every, PlasticityOrderParameter, Thermometer, WeightSymmetry
+from torch_thermo.callbacks.probe import Probe
+from torch_thermo.risk import batch_size
+
+START = At(steps=[0], end=False)
+
+
+class Numbered(Dataset):
+    """Example i is full of i; counts what is read."""
+
+    def __init__(self, examples: int = 48) -> None:
+        self.examples = examples
+        self.read: list[int] = []
+
+    def __len__(self) -> int:
+        return self.examples
+
+    def __getitem__(self, index: int) -> Any:
+        self.read.append(index)
+        return torch.full((6,), float(index)), index % 3
+
+
+class Passing(IterableDataset):
+    def __init__(self, examples: int = 48) -> None:
+        self.examples = examples
+
+    def __iter__(self) -> Any:
+        return ((torch.full((6,), float(i)), i % 3) for i in range(self.examples))
+
+
+def drawn(tmp_path: Any, probe: Any, train: Any, module: Any = None, **options: Any) -> Probe:
+    """Train an epoch and return the probe of the run."""
+    trainer_options = options.pop("trainer", {})
+    callback = PlasticityOrderParameter(START, probe=probe, **options)
+    make_trainer(tmp_path, callback, **trainer_options).fit(module or Classifier(), train)
+    return callback.session.probe
+
+
+def numbers(probe: Probe) -> list[int]:
+    return [int(i) for batch in probe.batches for i in batch[0][:, 0]]
+
+
+def test_same_seed_same_examples(tmp_path):
+    first = drawn(tmp_path, 20, loader(Numbered()))
+    assert numbers(first) == first.indices
+    assert len(set(first.indices)) == 20
+    assert first.population == 48
+    assert drawn(tmp_path, 20, loader(Numbered(), batch_size=5)).indices == first.indices
+    assert drawn(tmp_path, 20, loader(Numbered()), seed=1).indices != first.indices
+    # the first of them are those of a larger probe
+    assert drawn(tmp_path, 30, loader(Numbered())).indices[:20] == first.indices
+
+
+@pytest.mark.parametrize(("examples", "expected"), [(600, 512), (40, 40), (1, 1)])
+def test_512_or_all(tmp_path, examples, expected):
+    probe = drawn(tmp_path, "train", loader(Numbered(examples), batch_size=600))
+    assert len(set(numbers(probe))) == expected
+    assert len(probe.batches) == min(8, expected)
+
+
+def test_drawing_reads_neither_generator_nor_data_set(tmp_path):
+    class Watch(pl.Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            self.states = [*getattr(self, "states", []), generators()]
+
+    seen = []
+    for probe in ([], [PlasticityOrderParameter(START, probe=20)]):
+        pl.seed_everything(1, verbose=False)
+        data, watch = Numbered(), Watch()
+        trainer = make_trainer(tmp_path, *probe, watch)
+        trainer.fit(Classifier(), loader(data))
+        seen.append((watch.states, data.read))
+    assert seen[0] == seen[1]
+    assert len(seen[1][1]) == 48
+
+
+def test_sampler_of_a_subset_is_respected(tmp_path):
+    allowed = list(range(10, 30))
+    train = loader(Numbered(), shuffle=False, sampler=SubsetRandomSampler(allowed))
+    probe = drawn(tmp_path, 512, train)
+    assert sorted(numbers(probe)) == allowed
+    assert probe.population == 20
+
+
+def test_unknown_samplers_pass_by(tmp_path):
+    sampler = WeightedRandomSampler([1.0] * 24 + [0.0] * 24, 48)
+    with notices() as texts:
+        probe = drawn(tmp_path, 20, loader(Numbered(), shuffle=False, sampler=sampler))
+    assert max(numbers(probe)) < 24
+    assert probe.population is None
+    assert "can't be indexed" in texts[0]
+
+
+def test_iterable_data_pass_by(tmp_path):
+    callback = PlasticityOrderParameter(Every(steps=1), probe=20)
+    with notices() as texts:
+        trainer = make_trainer(tmp_path, callback)
+        trainer.fit(Classifier(), DataLoader(Passing(), batch_size=8))
+    assert numbers(callback.session.probe) == list(range(20))
+    assert len(texts) == 1
+    assert "the first 20 examples that pass" in texts[0]
+    # complete when the third batch has come, before its update
+    assert finite(callback.stored(), "order_parameter") == [3, 4, 5, 6]
+
+
+def test_iterable_data_that_end_early(tmp_path):
+    callback = PlasticityOrderParameter(Every(steps=1), probe=100)
+    with notices():
+        trainer = make_trainer(tmp_path, callback, max_epochs=2)
+        trainer.fit(Classifier(), DataLoader(Passing(20), batch_size=8))
+    assert numbers(callback.session.probe) == list(range(20))
+    assert finite(callback.stored(), "order_parameter") == [3, 4, 5, 6]
+
+
+def test_an_odd_batch_that_passes_is_no_reason_to_stop(tmp_path):
+    class Words(IterableDataset):
+        def __iter__(self):
+            return iter(["a", "b", "c"])
+
+    class Module(Classifier):
+        def training_step(self, batch, batch_idx):
+            return self.net[0].weight.sum()
+
+    callback = Thermometer(probe=2)
+    with notices() as texts:
+        trainer = make_trainer(tmp_path, callback)
+        trainer.fit(Module(), DataLoader(Words(), batch_size=2))
+    assert trainer.global_step == 2
+    assert any("cannot tell the number of examples" in text for text in texts)
+    assert finite(callback.stored(), "weight_symmetry", "sign_balance") == [0, 1, 2]
+
+
+class Locked(Numbered):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lock = threading.Lock()
+        self.transform = lambda x: x + 0.0
+
+    def __getitem__(self, index: int) -> Any:
+        with self.lock:
+            x, y = super().__getitem__(index)
+            return self.transform(x), y
+
+
+class Unreadable(Numbered):
+    def __reduce_ex__(self, protocol):
+        return (Unreadable, (self.examples, "too", "many"))
+
+
+@pytest.mark.parametrize(("kind", "shared"), [(Locked, False), (Unreadable, True)])
+def test_data_sets_that_cannot_be_copied(tmp_path, kind, shared):
+    data = kind()
+    with notices() as texts:
+        probe = drawn(tmp_path, 20, loader(data))
+    assert len(probe.indices) == 20
+    assert len(texts) == 1, texts
+    assert kind.__name__ in texts[0]
+    assert ("lock" in texts[0]) != shared
+    assert len(data.read) == 48 + 20 * shared
+
+
+def test_large_data_are_read_in_place(tmp_path, monkeypatch):
+    monkeypatch.setattr("torch_thermo.callbacks.loading._BULK", 100)
+
+    class Large(Numbered):
+        def __init__(self) -> None:
+            super().__init__()
+            self.data = [torch.arange(48.0)]
+            self.small = torch.zeros(2)
+
+        def __getitem__(self, index):
+            places.append((self.data[0].data_ptr(), self.small.data_ptr()))
+            return super().__getitem__(index)
+
+    places: list[Any] = []
+    data = Large()
+    drawn(tmp_path, 1, loader(data))
+    assert len(places) == 49
+    ours = [place for place in places if place[1] != data.small.data_ptr()]
+    assert len(ours) == 1
+    assert ours[0][0] == data.data[0].data_ptr()
+
+
+class OwnCollate(Numbered):
+    def __init__(self) -> None:
+        super().__init__()
+        self.collated = 0
+
+    def collate(self, items):
+        self.collated += 1
+        x, y = zip(*items, strict=True)
+        return {"input": torch.stack(x), "label": torch.tensor(y), "name": [str(i) for i in y]}
+
+
+class Mapped(Classifier):
+    """Batches are dictionaries; the module collates, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.collated = 0
+
+    def collate(self, items):
+        self.collated += 1
+        return OwnCollate.collate(self, items)  # type: ignore[arg-type]
+
+    def training_step(self, batch, batch_idx):
+        assert len(batch["name"]) == len(batch["label"])
+        return self.criterion(self(batch["input"]), batch["label"])
+
+
+def test_collating_is_the_loaders_own_and_leaves_no_trace(tmp_path):
+    data = OwnCollate()
+    probe = drawn(tmp_path, 20, loader(data, collate_fn=data.collate), Mapped())
+    assert data.collated == 6
+    assert [sorted(batch) for batch in probe.batches] == [["input", "label", "name"]] * 7
+    module = Mapped()
+    probe = drawn(tmp_path, 20, loader(Numbered(), collate_fn=module.collate), module)
+    assert module.collated == 2 * 6  # it counts in two places
+    assert sum(batch_size(batch) for batch in probe.batches) == 20
+    # cut: tensors and names alike
+    cut = probe.part(5)
+    assert [len(batch["name"]) for batch in cut] == [3, 2]
+    assert [len(batch["label"]) for batch in cut] == [3, 2]
+
+
+class Transfers(Classifier):
+    """Says what Lightning does to a batch, in its order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.order: list[str] = []
+
+    def on_before_batch_transfer(self, batch, dataloader_idx):
+        self.order.append("before")
+        return [batch[0] + 100, batch[1]]
+
+    def on_after_batch_transfer(self, batch, dataloader_idx):
+        self.order.append("after")
+        return [batch[0] * 2, batch[1]]
+
+
+class Data(pl.LightningDataModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.train = Numbered()
+        self.transferred: list[int] = []
+
+    def train_dataloader(self):
+        return loader(self.train)
+
+    def on_after_batch_transfer(self, batch, dataloader_idx):
+        self.transferred.append(len(batch[0]))
+        return [batch[0] - 1, batch[1]]
+
+
+def test_transfer_hooks_are_the_modules_or_the_datamodules(tmp_path):
+    module = Transfers()
+    probe = drawn(tmp_path, 20, loader(Numbered()), module)
+    assert numbers(probe) == [2 * (i + 100) for i in probe.indices]
+    assert module.order == ["before", "after"] * 6
+    data = Data()
+    module = Transfers()
+    with pytest.warns(UserWarning, match="on_after_batch_transfer"):
+        probe = drawn(tmp_path, 20, data, module)
+    assert numbers(probe) == [i + 100 - 1 for i in probe.indices]
+    assert data.transferred == [8] * 6
+    assert module.order == ["before"] * 6
+    assert len(data.train.read) == 48
+
+
+def test_inputs_are_converted_as_the_precision_does(tmp_path):
+    callback = PlasticityOrderParameter(START, probe=20)
+    make_trainer(tmp_path, callback, precision="64-true").fit(Classifier(), loader(Numbered()))
+    assert callback.session.probe.batches[0][0].dtype == torch.float64
+    assert finite(callback.stored(), "order_parameter") == [0]
+
+
+def test_validation_examples(tmp_path):
+    for start in (1, 2):  # with 2 the validation data are loaded after the first epoch
+        callback = PlasticityOrderParameter(Every(steps=1), probe="val")
+        trainer = make_trainer(
+            tmp_path / str(start), callback, max_epochs=3, check_val_every_n_epoch=start
+        )
+
+        class Validated(Classifier):
+            def validation_step(self, batch, batch_idx):
+                pass
+
+        with notices() as texts:
+            trainer.fit(Validated(), loader(), DataLoader(Numbered(30), batch_size=10))
+        assert sorted(numbers(callback.session.probe)) == list(range(30))
+        steps = finite(callback.stored(), "order_parameter")
+        if start == 1:
+            assert steps == list(range(19))
+            assert not texts
+        else:
+            assert steps == list(range(12, 19))
+            assert len(texts) == 1
+            assert "not loaded yet" in texts[0]
+
+
+def test_validation_examples_without_validation(tmp_path):
+    callback = Thermometer(probe="val")
+    with notices() as texts:
+        make_trainer(tmp_path, callback).fit(Classifier(), loader())
+    assert any('probe="val" needs one validation loader' in text for text in texts)
+    assert finite(callback.stored(), "weight_symmetry", "sign_balance")
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        (torch.arange(12.0)[:, None].expand(12, 6), torch.zeros(12, dtype=torch.long)),
+        [(torch.full((1, 6), float(i)), torch.zeros(1, dtype=torch.long)) for i in range(12)],
+        DataLoader(Numbered(12), batch_size=5),
+    ],
+    ids=["batch", "batches", "loader"],
+)
+def test_examples_of_the_user(tmp_path, given):
+    probe = drawn(tmp_path, given, loader())
+    assert numbers(probe) == list(range(12))
+    assert probe.population is None
+
+
+@pytest.mark.parametrize(
+    ("probe", "error", "message"),
+    [
+        (0, ValueError, "probe must be at least 1 example, got 0"),
+        (-3, ValueError, "got -3"),
+        ("test", ValueError, 'probe must be "train" or "val", got \'test\''),
+        (True, TypeError, "probe must be a number"),
+        (1.5, TypeError, "probe must be a number"),
+        (None, TypeError, "probe must be a number"),
+        ((b for b in ()), TypeError, "one-shot generator"),
+    ],
+)
+def test_bad_probes(probe, error, message):
+    for kind in (Thermometer, PlasticityOrderParameter):
+        with pytest.raises(error, match=message):
+            kind(probe=probe)
+
+
+def test_examples_are_cut(tmp_path):
+    callback = PlasticityOrderParameter(START, probe=20, examples=7)
+    module = Classifier()
+    weights = {name: value.clone() for name, value in module.state_dict().items()}
+    make_trainer(tmp_path, callback).fit(module, loader(Numbered()))
+    module.load_state_dict(weights)
+    indices = callback.session.probe.indices[:7]
+    x = torch.tensor(indices, dtype=torch.float32)[:, None].expand(7, 6)
+    expected = module.criterion(module(x), torch.tensor(indices) % 3)
+    measured = callback.stored().series("order_parameter/risk").values[0]
+    assert measured == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_probe_travels_in_the_checkpoint(tmp_path, monkeypatch):
+    for limit, tensors in ((2**20, True), (1, False)):
+        monkeypatch.setattr("torch_thermo.callbacks.probe.SMALL", limit)
+        folder = tmp_path / str(limit)
+        callback = Thermometer(probe=20)
+        save = ModelCheckpoint(folder, filename="end")
+        trainer = make_trainer(folder, callback, save, enable_checkpointing=True)
+        trainer.fit(Classifier(), loader(Numbered()))
+        content = torch.load(save.best_model_path, weights_only=True)
+        state = content["callbacks"][callback.state_key]["probe"]
+        assert ("batches" in state) == tensors
+        again = Thermometer(probe=20, seed=0)
+        trainer = make_trainer(folder / "on", again, max_epochs=2)
+        # other examples of the same number: only the stored probe gives the old ones
+        trainer.fit(Classifier(), loader(Numbered()), ckpt_path=save.best_model_path)
+        old, new = callback.session.probe, again.session.probe
+        assert numbers(new) == numbers(old)
+        assert new.indices == old.indices
+        assert new.population == old.population == 48
+
+
+def test_stored_probe_wins_over_a_new_drawing(tmp_path):
+    callback = WeightSymmetry()
+    callback.session.probe.load_state_dict({"indices": [5, 3, 9], "seed": 0})
+
+    class Trainer:
+        train_dataloader = loader(Numbered())
+        global_rank, world_size = 0, 1
+        datamodule = None
+        strategy = type("S", (), {"root_device": torch.device("cpu")})
+        precision_plugin = type("P", (), {"convert_input": staticmethod(lambda batch: batch)})
+
+    callback.session.probe.draw(Trainer(), Classifier())
+    assert callback.session.probe.indices == [5, 3, 9]
+    assert numbers(callback.session.probe) == [5, 3, 9]
+
+
+def test_ragged_probe_weighs_by_examples(tmp_path):
+    callback = PlasticityOrderParameter(START, probe=48)
+    module = Classifier()
+    expected = module.criterion(module(blobs().tensors[0]), blobs().tensors[1])
+    make_trainer(tmp_path, callback).fit(module, loader(batch_size=7))
+    sizes = [batch_size(batch) for batch in callback.session.probe.batches]
+    assert sizes == [6] * 8
+    probe = [(x, y) for x, y in DataLoader(blobs(), batch_size=11)]
+    assert [len(y) for _, y in probe] == [11, 11, 11, 11, 4]
+    ragged = PlasticityOrderParameter(START, probe=probe)
+    torch.manual_seed(0)
+    module = Classifier()
+    expected = module.criterion(module(blobs().tensors[0]), blobs().tensors[1])
+    make_trainer(tmp_path / "ragged", ragged).fit(module, loader())
+    measured = ragged.stored().series("order_parameter/risk").values[0]
+    assert measured == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_module_that_holds_its_data_is_not_copied_with_them(tmp_path):
+    class Counted(Numbered):
+        copies = 0
+
+        def __getstate__(self):
+            Counted.copies += 1
+            return self.__dict__
+
+    class Holder(Classifier):
+        def __init__(self) -> None:
+            super().__init__()
+            self.data = Counted()
+
+        def train_dataloader(self):
+            return loader(self.data)
+
+    module = Holder()
+    callback = PlasticityOrderParameter(Every(steps=1), probe=20)
+    make_trainer(tmp_path, callback).fit(module)
+    assert finite(callback.stored(), "order_parameter") == list(range(7))
+    assert 0 < Counted.copies <= 2  # one copy, for the probe, asks for it twice at most

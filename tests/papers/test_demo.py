@@ -1,0 +1,274 @@
+"""A small demo, read back and measured again by other means."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor
+
+from torch_thermo import data
+from torch_thermo.data import ImageData
+from torch_thermo.papers import demo
+from torch_thermo.papers.demo import DemoRun
+
+EPOCHS, TRAIN, TEST = 6, 32, 24
+STEPS = EPOCHS  # batches of 32
+
+
+def write_patterns(path: Path, per_class: int = 30) -> None:
+    """Four classes of 6 x 6 pictures with one brighter quarter; noisy, not solved in six steps."""
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for part in ("train", "test"):
+        labels = np.repeat(np.arange(4), per_class)
+        images = rng.integers(0, 200, (len(labels), 6, 6), dtype=np.uint8)
+        for image, label in zip(images, labels, strict=True):
+            row, column = divmod(int(label), 2)
+            image[3 * row : 3 * row + 3, 3 * column : 3 * column + 3] += 55
+        arrays |= {f"{part}_images": images, f"{part}_labels": labels}
+    np.savez(path, **arrays)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> dict[str, DemoRun]:
+    folder = tmp_path_factory.mktemp("demo")
+    write_patterns(folder / "patterns.npz")
+    done = demo.run_demo(
+        folder / "out",
+        folder / "patterns.npz",
+        epochs=EPOCHS,
+        progress=False,
+        most_train=TRAIN,
+        most_test=TEST,
+    )
+    return {one.recipe.name: one for one in done}
+
+
+@pytest.fixture(params=["tanh", "vgg"])
+def done(request, runs) -> DemoRun:
+    return runs[request.param]
+
+
+def final(done: DemoRun) -> tuple[torch.nn.Module, Any, list[Any]]:
+    """Network, loss and probe in float64, from the checkpoint and the recipe alone."""
+    checkpoint = torch.load(done.checkpoint, weights_only=True)
+    module = demo.Classifier(done.recipe.network(), done.recipe.criterion(), 0.1)
+    module.load_state_dict(checkpoint["state_dict"])
+    states = [s for key, s in checkpoint["callbacks"].items() if key.startswith("Thermometer")]
+    assert len(states) == 1
+    batches = [tuple(t.double() for t in batch) for batch in states[0]["probe"]["batches"]]
+    return module.network.double(), module.criterion, batches
+
+
+def joined(batches: list[Any], examples: int | None = None) -> tuple[Tensor, Tensor]:
+    inputs, targets = (torch.cat(parts)[:examples] for parts in zip(*batches, strict=True))
+    return inputs, targets
+
+
+def last(done: DemoRun, name: str) -> float:
+    series = done.run.series(name)
+    assert series.steps[-1] == STEPS
+    return float(series.values[-1])
+
+
+def extreme_eigenvalues(network: torch.nn.Module, loss: Tensor, steps: int) -> tuple[float, float]:
+    """Textbook Lanczos in float64, independent of the package's."""
+    weights = list(network.parameters())
+    gradient = torch.autograd.grad(loss, weights, create_graph=True)
+    flat = torch.cat([g.flatten() for g in gradient])
+
+    def product(v: Tensor) -> Tensor:
+        parts = torch.autograd.grad(flat, weights, v, retain_graph=True, allow_unused=True)
+        filled = [
+            torch.zeros_like(w) if p is None else p for p, w in zip(parts, weights, strict=True)
+        ]
+        return torch.cat([p.flatten() for p in filled])
+
+    basis = torch.randn(
+        1, len(flat), dtype=torch.float64, generator=torch.Generator().manual_seed(5)
+    )
+    basis /= basis.norm()
+    rows = []
+    for _ in range(steps):
+        image = product(basis[-1])
+        rows.append(image)
+        for _ in range(2):
+            image = image - basis.T @ (basis @ image)
+        if image.norm() < 1e-10 * rows[0].norm():
+            break
+        basis = torch.cat([basis, (image / image.norm())[None]])
+    basis = basis[: len(rows)]
+    projected = torch.stack(rows) @ basis.T
+    values = torch.linalg.eigvalsh((projected + projected.T) / 2)
+    return float(values[0]), float(values[-1])
+
+
+def test_the_order_parameter_is_that_of_the_final_checkpoint(done):
+    network, criterion, batches = final(done)
+    inputs, targets = joined(batches)
+    assert len(inputs) == TRAIN
+    loss = criterion(network(inputs), targets)
+    risk = float(loss.detach())
+    gradient = torch.autograd.grad(loss, list(network.parameters()))
+    names = [name for name, _ in network.named_parameters()]
+    shares = {name: float(g.square().sum()) for name, g in zip(names, gradient, strict=True)}
+    assert last(done, "order_parameter/risk") == pytest.approx(risk, rel=1e-5)
+    assert last(done, "order_parameter/value") == pytest.approx(sum(shares.values()), rel=1e-4)
+    assert sum(shares.values()) > 0
+    for name, share in shares.items():
+        stored = last(done, f"order_parameter/layer/network.{name}")
+        assert stored == pytest.approx(share, rel=1e-3, abs=1e-9)
+
+
+def test_the_extremes_are_those_of_the_final_checkpoint(done):
+    network, criterion, batches = final(done)
+    inputs, targets = joined(batches, 128)
+    low, high = extreme_eigenvalues(network, criterion(network(inputs), targets), steps=40)
+    assert low < 0 < high
+    for end, value in (("min", low), ("max", high)):
+        bound = last(done, f"hessian_extremes/residual_{end}")
+        stored = last(done, f"hessian_extremes/lambda_{end}")
+        assert abs(stored - value) <= bound + 1e-4 * max(-low, high)
+        assert bound < 0.1 * max(-low, high)
+
+
+def test_the_tanh_networks_spectrum_is_that_of_the_dense_hessian(runs):
+    done = runs["tanh"]
+    network, criterion, batches = final(done)
+    inputs, targets = joined(batches, 128)
+    names = dict(network.named_parameters())
+    sizes = {name: value.numel() for name, value in names.items()}
+
+    def risk(flat: Tensor) -> Tensor:
+        parts = flat.split(list(sizes.values()))
+        weights = {n: p.reshape(names[n].shape) for n, p in zip(names, parts, strict=True)}
+        return criterion(torch.func.functional_call(network, weights, inputs), targets)
+
+    flat = torch.cat([value.detach().flatten() for value in names.values()])
+    with torch.no_grad():
+        assert float(risk(flat)) == pytest.approx(last(done, "order_parameter/risk"), rel=1e-5)
+    dense = torch.func.hessian(risk)(flat)
+    eigenvalues = torch.linalg.eigvalsh(dense)
+    scale = float(eigenvalues.abs().max())
+    for end, value in (("min", eigenvalues[0]), ("max", eigenvalues[-1])):
+        bound = last(done, f"hessian_extremes/residual_{end}")
+        assert abs(last(done, f"hessian_extremes/lambda_{end}") - value) <= bound + 1e-4 * scale
+    trace, error = (last(done, f"hessian_density/{q}") for q in ("trace", "trace_stderr"))
+    assert abs(trace - float(eigenvalues.sum())) < 5 * error
+    assert int(done.run.arrays("hessian_density")["dimension"]) == len(flat)
+
+
+def test_every_observable_was_measured_when_it_was_due(done):
+    often = list(range(STEPS + 1))
+    due = {
+        "order_parameter/value": often,
+        "order_parameter_minibatch/value": None,
+        "gradient_symmetry/sign_balance": often,
+        "weight_symmetry/sign_balance": often,
+        "hessian_extremes/lambda_max": [0, 1, 2, 3, 6],
+        "hessian_density/odd3": [0, 1, 6],
+        "functional_density/odd3": [0, 1, 6],
+    }
+    for name, steps in due.items():
+        series = done.run.series(name)
+        assert np.isfinite(series.values).all(), name
+        if steps is None:
+            assert len(series) == STEPS
+        else:
+            assert series.steps.tolist() == steps, name
+    assert done.run.array_steps("hessian_density") == [0, 1, 6]
+
+
+def test_tensorboard_reads_what_the_store_holds(done):
+    events = EventAccumulator(str(done.log_dir), size_guidance={"scalars": 0, "images": 0})
+    events.Reload()
+    scalars = events.Tags()["scalars"]
+    for name in ("order_parameter/value", "order_parameter/risk", "hessian_extremes/lambda_min"):
+        series = done.run.series(name)
+        read = events.Scalars(f"thermo/{name}")
+        assert [event.step for event in read] == series.steps.tolist()
+        np.testing.assert_allclose([event.value for event in read], series.values, rtol=1e-6)
+    minibatch = done.run.series("order_parameter_minibatch/value")
+    stored = dict(zip(minibatch.steps.tolist(), minibatch.values.tolist(), strict=True))
+    read = events.Scalars("thermo/order_parameter_minibatch/value")
+    assert read
+    for event in read:
+        assert event.value == pytest.approx(stored[event.step], rel=1e-6)
+    assert {"train/accuracy", "test/accuracy", "train/loss"} <= set(scalars)
+    assert len(events.Scalars("test/accuracy")) == EPOCHS
+    images = events.Images("thermo/hessian_density/density")
+    assert [image.step for image in images] == [0, 1, 6]
+    assert "custom_scalars__config__" in events.Tags()["tensors"]
+
+
+def test_accuracies_are_those_of_the_final_weights_on_held_out_images(done):
+    network, _, _ = final(done)
+    inputs, targets = (t.double() for t in done.recipe.test.tensors)
+    with torch.no_grad():
+        outputs = network(inputs)
+    if outputs.ndim == 1:
+        right = (outputs > 0) == (targets > 0)
+    else:
+        right = outputs.argmax(1) == targets.argmax(1)
+    assert len(right) == TEST
+    assert done.accuracy["test"] == pytest.approx(float(right.double().mean()), abs=1e-6)
+
+
+def test_figures_and_table(runs):
+    folder = runs["tanh"].log_dir.parents[1] / "figures"
+    kinds = ("order_parameter", "hessian_edges", "hessian_density", "sign_balance")
+    expected = {f"{net}_{kind}.png" for net in ("tanh", "vgg") for kind in kinds} | {"overview.png"}
+    assert {path.name for path in folder.iterdir()} == expected
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in folder.iterdir())
+    table = demo.summary_table(runs["tanh"])
+    rows = {str(label): i for i, label in enumerate(table.columns[0].cells)}
+    row = rows["||grad R||^2, probe"]
+    first, final_value = (list(table.columns[i].cells)[row] for i in (1, 2))
+    values = runs["tanh"].run.series("order_parameter/value").values
+    assert first == f"{values[0]:.3g}"
+    assert final_value == f"{values[-1]:.3g}"
+    assert f"order_parameter_minibatch {STEPS}" in str(table.caption)
+    assert len(rows) == 9
+
+
+def images(classes: int = 4) -> ImageData:
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (20, 3, 6, 6), generator=generator).byte()
+    labels = torch.arange(20) % classes
+    names = tuple(str(i) for i in range(classes))
+    return ImageData(pixels, labels, pixels[:10], labels[:10], "noise", names)
+
+
+def test_recipes_fit_the_data():
+    tanh = demo.tanh_recipe(images())
+    assert tanh.network().sizes == (108, 40, 20, 4)
+    assert tanh.train.tensors[1].unique().tolist() == [-1, 1]
+    vgg = demo.vgg_recipe(images())
+    inputs, targets = vgg.train.tensors
+    assert inputs.shape == (20, 3, 32, 32)
+    torch.testing.assert_close(inputs.mean((0, 2, 3)), torch.zeros(3), atol=1e-5, rtol=0)
+    assert targets.tolist() == [-1 if label < 2 else 1 for label in images().train_labels]
+    mean, std = data.channel_statistics(data.as_square(images().train_images))
+    held_out = data.standardise(data.as_square(images().test_images), mean, std)
+    torch.testing.assert_close(vgg.test.tensors[0], held_out)
+    assert vgg.network()(inputs).shape == (20,)
+    with pytest.raises(ValueError, match="a binary problem needs 2 classes, got 1"):
+        demo.vgg_recipe(images(classes=1))
+
+
+def test_the_losses():
+    output, target = torch.tensor([[0.5, -1.0], [1.0, 0.0]]), torch.tensor([[1.0, -1], [1, -1]])
+    assert demo.SquaredError()(output, target).item() == pytest.approx(0.5 * (0.25 + 1) / 2)
+    scores, signs = torch.tensor([2.0, -0.5, 0.25]), torch.tensor([1.0, -1, -1])
+    assert demo.Hinge()(scores, signs).item() == pytest.approx((0 + 0.5 + 1.25) / 3)
+
+
+def test_a_bad_number_of_epochs_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(ValueError, match="epochs must be at least 1, got 0"):
+        demo.run_demo(tmp_path / "out", "mnist5k", epochs=0)
+    assert not (tmp_path / "out").exists()

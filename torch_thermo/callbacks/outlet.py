@@ -1,0 +1,233 @@
+"""Where measurements go: the store, the loggers, TensorBoard's figures. Rank zero only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from torch_thermo import dashboard
+from torch_thermo.callbacks._roots import Trainer
+from torch_thermo.store import Store, default_directory, new_run_id
+
+# TensorBoard becomes unusable with thousands of tags; the store keeps every layer
+_MOST_LAYERS = 64
+
+Rows = Sequence[tuple[int, int, Mapping[str, float]]]
+
+
+class Outlet:
+    """The outlet of one callback; those of one trainer share a store.
+
+    Args:
+        notice: how to tell the user, `(text, key="")`.
+
+    Attributes:
+        store: None if it could not be opened.
+        run_id: of the run.
+        history: {observable: rows}, of what is measured on a schedule; what is recorded at every
+            step would grow without end, and is here only if there is no store.
+    """
+
+    def __init__(self, notice: Callable[..., None]) -> None:
+        self.store: Store | None = None
+        self.run_id = ""
+        self.history: dict[str, list[dict[str, float]]] = {}
+        self.observables: Sequence[str] = ()
+        self._notice = notice
+        self._loggers: list[Any] = []
+
+    def open(
+        self,
+        trainer: Trainer,
+        log_dir: str | None,
+        step: int,
+        observables: Sequence[str],
+        resumed: Mapping[str, Any] | None,
+        siblings: Sequence[Outlet],
+        planned: Sequence[str],
+    ) -> None:
+        """Open the store, or go on in that of the trainer's other callbacks.
+
+        Args:
+            trainer: the run's.
+            log_dir: of its first logger.
+            step: completed updates.
+            observables: what will be recorded here.
+            resumed: what a checkpoint says of the store.
+            siblings: outlets of the same run that are open already.
+            planned: the observables of all callbacks of the trainer, for TensorBoard's layout.
+        """
+        self.observables = tuple(observables)
+        self._loggers = [
+            logger for logger in trainer.loggers if type(logger).__name__ != "DummyLogger"
+        ]
+        taken = {name for sibling in siblings for name in sibling.observables}
+        if siblings and not taken & set(observables):
+            self.store, self.run_id = siblings[0].store, siblings[0].run_id
+            return
+        logged = bool(self._loggers) and not trainer.fast_dev_run and log_dir is not None
+        folder = _logger_directory(self._loggers[0], str(log_dir)) if logged else None
+        self._open_store(folder, len(siblings), step, resumed)
+        where = self.store.path if self.store else "memory"
+        if siblings:
+            # one tag with two values at a step would show neither
+            self._loggers = []
+            self._notice(
+                f"{', '.join(sorted(taken & set(observables)))} is measured by two callbacks of "
+                f"this run: the measurements of the second go to {where} and to no logger"
+            )
+            return
+        if not self._loggers:
+            self._notice(
+                "this run has no logger (logger=False, barebones or fast_dev_run): measurements "
+                f"go to {where} only"
+            )
+        for writer in self._writers():
+            self._draw(dashboard.write_layout, writer, planned)
+            if step:
+                self._draw(_supersede, writer, step)
+
+    def record(
+        self,
+        observable: str,
+        step: int,
+        epoch: int,
+        scalars: Mapping[str, float],
+        arrays: Mapping[str, Any],
+        figures: Sequence[str],
+    ) -> None:
+        """Keep one measurement: in memory, in the store, at every logger."""
+        self.history.setdefault(observable, []).append({"step": step, "epoch": epoch, **scalars})
+        self._store(lambda store: store.append(observable, step, epoch, scalars))
+        if arrays:
+            self._store(lambda store: store.save_arrays(observable, step, arrays))
+        self.log(observable, step, scalars)
+        for writer in self._writers() if figures else ():
+            for figure in figures:
+                self._draw(dashboard.write_figure, writer, figure, observable, arrays, step)
+
+    def record_rows(self, observable: str, rows: Rows) -> None:
+        """Keep the scalars of some steps in the store, with one write."""
+        if not self._store(lambda store: store.append_many(observable, rows)):
+            self.history.setdefault(observable, []).extend(
+                {"step": step, "epoch": epoch, **scalars} for step, epoch, scalars in rows
+            )
+        for step, _, scalars in rows:
+            broken = [name for name, value in scalars.items() if not np.isfinite(value)]
+            if broken:
+                self._notice(
+                    f"{observable} is not finite at step {step}: {', '.join(broken[:3])}",
+                    key=f"{observable} broken",
+                )
+
+    def log(self, observable: str, step: int, scalars: Mapping[str, float]) -> None:
+        """Send scalars to every logger, at our own step."""
+        layers = [name for name in scalars if name.startswith("layer/")]
+        hidden = set(layers[_MOST_LAYERS:])
+        metrics = {
+            dashboard.tag(observable, name): float(value)
+            for name, value in scalars.items()
+            if name not in hidden
+        }
+        for logger in self._loggers:
+            try:
+                logger.log_metrics(metrics, step=step)
+            except Exception as error:
+                name = type(logger).__name__
+                self._notice(f"{name} refused the measurements: {error}", key=f"{name} refused")
+
+    def summarise(
+        self,
+        measurements: Mapping[str, int],
+        measuring: Mapping[str, float],
+        total: float,
+        facts: Mapping[str, Any],
+    ) -> None:
+        """Write what the run says of itself, beside what callbacks of the same run have said."""
+
+        def write(store: Store) -> None:
+            known = store.meta
+            seconds = {**known.get("seconds", {}).get("measuring", {}), **measuring}
+            store.write_meta(
+                {
+                    **facts,
+                    "measurements": {**known.get("measurements", {}), **measurements},
+                    "seconds": {"training": total - sum(seconds.values()), "measuring": seconds},
+                }
+            )
+
+        self._store(write)
+
+    def _open_store(
+        self, folder: Path | None, place: int, step: int, resumed: Mapping[str, Any] | None
+    ) -> None:
+        old_id = str(resumed["run_id"]) if resumed and resumed.get("run_id") else None
+        old = Path(str(resumed["store"])) if resumed and resumed.get("store") else None
+        fresh = new_run_id()
+        path = default_directory(fresh) if folder is None else folder / "thermo"
+        if place:
+            path = path.with_name(f"{path.name}-{place + 1}")
+        continues = None
+        run_id: str | None = old_id or fresh
+        if old is not None and old.exists() and old.resolve() != path.resolve():
+            # a resumed run of a new logger version: a store of its own that links to the old
+            continues, run_id = old, fresh
+        elif old is None and step:
+            # fitted on, or resumed from a checkpoint that knows nothing of us: the logger's
+            # directory says which run it is
+            run_id = None
+        try:
+            self.store = Store.open(
+                path,
+                run_id=run_id,
+                resume_after=step if step or continues else None,
+                continues=continues,
+            )
+            self.run_id = self.store.id
+        except (OSError, ValueError) as error:
+            self._notice(f"the measurements can't be stored ({error}); they are kept in memory")
+
+    def _store(self, action: Callable[[Store], Any]) -> bool:
+        if self.store is None:
+            return False
+        try:
+            action(self.store)
+        except OSError as error:  # a full disk is no reason to stop a training
+            self._notice(f"a measurement can't be stored: {error}", key="can't be stored")
+            return False
+        return True
+
+    def _writers(self) -> Iterator[Any]:
+        for logger in self._loggers:
+            writer = getattr(logger, "experiment", None)
+            if hasattr(writer, "add_custom_scalars") and hasattr(writer, "add_figure"):
+                yield writer
+
+    def _draw(self, action: Callable[..., Any], *arguments: Any) -> None:
+        try:
+            action(*arguments)
+        except Exception as error:  # a picture is no reason to stop a training
+            self._notice(f"a figure could not be drawn: {error}")
+
+
+def _logger_directory(logger: Any, log_dir: str) -> Path:
+    """Return a directory of the run's own; loggers with only a `save_dir` share it among runs."""
+    if getattr(logger, "log_dir", None) == log_dir:
+        return Path(log_dir)
+    parts = [str(part) for part in (logger.name, logger.version) if part not in (None, "")]
+    return Path(log_dir).joinpath(*parts)
+
+
+def _supersede(writer: Any, step: int) -> None:
+    """Make TensorBoard forget what an earlier process wrote of the steps after this one.
+
+    What `SummaryWriter(purge_step=)` does, when the writer is there already.
+    """
+    from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+
+    writer.file_writer.add_event(
+        Event(step=step + 1, session_log=SessionLog(status=SessionLog.START))
+    )
