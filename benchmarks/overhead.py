@@ -3,7 +3,7 @@
 Run from the checkout::
 
     python benchmarks/overhead.py
-    python benchmarks/overhead.py --nets tanh --rounds 20 --arms order_parameter
+    python benchmarks/overhead.py --nets tanh --rounds 20 --arms control order_parameter
 
 Prints a table, writes JSON, and ends with status 1 if a run measured nothing or too little, or if
 the minibatch order parameter at every step costs more than the goal. See README.md in this folder.
@@ -12,15 +12,13 @@ the minibatch order parameter at every step costs more than the goal. See README
 from __future__ import annotations
 
 import argparse
-import gc
+import functools
 import json
 import logging
-import math
 import os
 import platform
 import sys
 import tempfile
-import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,6 +31,7 @@ import numpy.typing as npt
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loggers import TensorBoardLogger
+from relay import Relay, Stopwatch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -51,12 +50,15 @@ CLOCKS = ("wall", "cpu")
 MINIBATCH = "order_parameter_minibatch"
 
 
+Times = npt.NDArray[np.float64]
+
+
 @dataclass(frozen=True)
 class Net:
     """A net to train: how it is made, its loss, its data, and how many steps a run takes.
 
-    Short runs (``steps``) for what happens at every step: the finer the interleaving, the less a
-    drifting machine matters. Long ones (``plan_steps``) for the plan, whose measurements are few.
+    Short runs (``steps``) for what happens at every step, long ones (``plan_steps``) for the plan,
+    whose measurements are few.
     """
 
     title: str
@@ -102,7 +104,7 @@ NETS = {
         TanhMLP,
         _squared_error,
         lambda g: (torch.rand(BATCH * 100, 784, generator=g), _signs((BATCH * 100, 10), g)),
-        steps=500,
+        steps=2000,
         plan_steps=10000,
     ),
     "conv": Net(
@@ -113,7 +115,7 @@ NETS = {
             torch.rand(BATCH * 50, 1, 28, 28, generator=g),
             torch.randint(0, 10, (BATCH * 50,), generator=g),
         ),
-        steps=200,
+        steps=400,
         plan_steps=2000,
     ),
     "vgg": Net(
@@ -121,7 +123,7 @@ NETS = {
         VGG,
         _hinge,
         lambda g: (torch.rand(BATCH * 50, 1, 32, 32, generator=g), _signs((BATCH * 50,), g)),
-        steps=200,
+        steps=400,
         plan_steps=2000,
     ),
 }
@@ -161,52 +163,27 @@ class _Task(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=1e-3, momentum=0.9)
 
 
-class _Clock(pl.Callback):
-    """Reads the clocks (wall, processor) at the start, every BLOCK steps, and at the end."""
-
-    def __init__(self) -> None:
-        self.readings: list[tuple[float, float]] = []
-        self.start = self.end = (math.nan, math.nan)
-        self.last = pl.Callback()
-        # Lightning calls what the name finds: the end is read by another callback, the last one.
-        self.last.on_train_end = self._end  # type: ignore[method-assign]
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.start = _now()
-
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: object, batch_idx: int
-    ) -> None:
-        if trainer.global_step % BLOCK == 0:
-            self.readings.append(_now())
-
-    def _end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.end = _now()
-
-
-def _now() -> tuple[float, float]:
-    return time.perf_counter(), time.process_time()
-
-
 @dataclass(frozen=True)
 class Sample:
-    """One training run, times by both clocks (wall, processor).
+    """One training run; seconds by both clocks (wall, processor).
 
     Attributes:
-        total: (2,) seconds from the start of the training to its end.
-        blocks: (n, 2) seconds of each BLOCK steps.
+        total: (2,), from the start of the training to its end.
+        blocks: (n, 2), of each BLOCK steps.
         measured: {observable: measurements stored}.
         seconds: {observable: seconds}, as the run itself accounts for them.
     """
 
-    total: npt.NDArray[np.float64]
-    blocks: npt.NDArray[np.float64]
+    total: Times
+    blocks: Times
     measured: dict[str, int]
     seconds: dict[str, float]
 
 
-def train(net: Net, arm: str, steps: int) -> Sample:
-    """Train once, from the same weights on the same batches, and count what was measured.
+def train(net: Net, arm: str, steps: int, relay: Relay) -> Sample:
+    """Train once, in turns with others, and count what was measured.
+
+    All start from the same weights and see the same batches.
 
     Raises:
         RuntimeError: the run took another number of steps, or stored another number of
@@ -216,26 +193,22 @@ def train(net: Net, arm: str, steps: int) -> Sample:
     loader = DataLoader(
         TensorDataset(*net.data(generator)), BATCH, shuffle=True, generator=generator
     )
-    # The clocks enclose all that callbacks do from the start of the training to its end, the
-    # opening and closing of the store included.
-    clock = _Clock()
+    watch = Stopwatch(relay, arm, BLOCK)
     with tempfile.TemporaryDirectory() as folder:
         trainer = pl.Trainer(
             max_steps=steps,
             accelerator="cpu",
             logger=TensorBoardLogger(folder, name=None, version=""),
-            callbacks=[clock, *ARMS[arm](), clock.last],
+            callbacks=[watch, *ARMS[arm](), watch.last],
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
         )
-        gc.collect()
         trainer.fit(_Task(net), loader)
         if trainer.global_step != steps:
             raise RuntimeError(f"{arm}: took {trainer.global_step} steps, not {steps}")
         measured, seconds = _stored(folder, arm, steps) if arm in MEASURING else ({}, {})
-    total = np.subtract(clock.end, clock.start)
-    return Sample(total, np.diff(clock.readings, axis=0), measured, seconds)
+    return Sample(np.array(watch.total), np.array(watch.blocks), measured, seconds)
 
 
 def _stored(folder: str, arm: str, steps: int) -> tuple[dict[str, int], dict[str, float]]:
@@ -256,27 +229,24 @@ def _measurements(run: Run, observable: str) -> int:
     return len({step for name in names for step in run.series(name).steps.tolist()})
 
 
-def interleaved(arms: list[str], rounds: int) -> list[list[str]]:
-    """The order of the runs: forwards and backwards in turn (A B B A), against a drifting clock."""
-    return [arms if number % 2 == 0 else arms[::-1] for number in range(rounds)]
-
-
 @dataclass(frozen=True)
 class Ratio:
-    """Ratio of the median times, with to without, and its 95 % bootstrap interval over rounds."""
+    """Median of the paired ratios, with to without, and its 95 % bootstrap interval over pairs.
+
+    Of the pairs, not of all times on either side: both times of a pair saw the same machine.
+    """
 
     value: float
     low: float
     high: float
 
     @classmethod
-    def of(cls, bare: list[float], attached: list[float], resamples: int = 4000) -> Ratio:
-        """Compare paired times: entry i of both lists is of the same round."""
-        pairs = np.array([bare, attached])
-        chosen = np.random.default_rng(0).integers(pairs.shape[1], size=(resamples, pairs.shape[1]))
-        medians = np.median(pairs[:, chosen], axis=2)
-        low, high = np.quantile(medians[1] / medians[0], [0.025, 0.975])
-        return cls(float(np.median(pairs[1]) / np.median(pairs[0])), float(low), float(high))
+    def of(cls, bare: Times, attached: Times, resamples: int = 2000) -> Ratio:
+        """Compare paired times: entry i of both was taken within the same cycle of turns."""
+        ratios = attached / bare
+        chosen = np.random.default_rng(0).integers(len(ratios), size=(resamples, len(ratios)))
+        low, high = np.quantile(np.median(ratios[chosen], axis=1), [0.025, 0.975])
+        return cls(float(np.median(ratios)), float(low), float(high))
 
     def __str__(self) -> str:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
@@ -285,12 +255,12 @@ class Ratio:
 def compare(name: str, arms: list[str], rounds: int, steps: int) -> dict[str, Any]:
     """Train a net with every arm, interleaved; times, ratios and counts as plain values."""
     net = NETS[name]
-    for arm in arms:  # the first run pays for imports, allocations and caches
-        train(net, arm, min(steps, 3 * BLOCK))
     samples: dict[str, list[Sample]] = {arm: [] for arm in arms}
-    for order in interleaved(arms, rounds):
-        for arm in order:
-            samples[arm].append(train(net, arm, steps))
+    for number in range(rounds):
+        relay = Relay(arms, seed=number)
+        found = relay.run(functools.partial(_runner, net=net, steps=steps, relay=relay))
+        for arm, sample in found.items():
+            samples[arm].append(sample)
     return {
         "net": name,
         "title": net.title,
@@ -301,15 +271,19 @@ def compare(name: str, arms: list[str], rounds: int, steps: int) -> dict[str, An
     }
 
 
+def _runner(arm: str, net: Net, steps: int, relay: Relay) -> Sample:
+    return train(net, arm, steps, relay)
+
+
 def _summary(bare: list[Sample], runs: list[Sample], steps: int) -> dict[str, Any]:
     row: dict[str, Any] = {"measured": runs[0].measured}
     for clock, name in enumerate(CLOCKS):
         # The median block is blind to what happens once, at the start or the end or when something
         # rare is due: the price of a step. The total sees all.
-        step = [[float(np.median(s.blocks[:, clock])) / BLOCK for s in arm] for arm in (bare, runs)]
-        total = [[float(s.total[clock]) for s in arm] for arm in (bare, runs)]
-        row[f"{name}_seconds_a_step"] = step[1]
-        row[f"{name}_seconds"] = total[1]
+        step = [np.concatenate([s.blocks[:, clock] for s in arm]) / BLOCK for arm in (bare, runs)]
+        total = [np.array([s.total[clock] for s in arm]) for arm in (bare, runs)]
+        row[f"{name}_seconds_a_step"] = step[1].tolist()
+        row[f"{name}_seconds"] = total[1].tolist()
         row[f"{name}_step_ratio"] = vars(Ratio.of(step[0], step[1]))
         row[f"{name}_ratio"] = vars(Ratio.of(total[0], total[1]))
     row["measuring_seconds"] = {
@@ -320,7 +294,7 @@ def _summary(bare: list[Sample], runs: list[Sample], steps: int) -> dict[str, An
 
 def overhead_table(results: list[dict[str, Any]]) -> Table:
     """One row a net and arm."""
-    table = Table(title="with / without: ratio of medians [95 %]")
+    table = Table(title="with / without: median of the paired ratios [95 %]")
     for column in ("net", "attached"):
         table.add_column(column, no_wrap=True)
     for column in ("steps", "ms/step", "step, wall", "step, CPU", "run, wall", "measured"):
@@ -401,8 +375,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--nets", nargs="+", choices=NETS, default=list(NETS))
     attached = [arm for arm in ARMS if arm != "bare"]
     parser.add_argument("--arms", nargs="+", choices=attached, default=attached)
-    parser.add_argument("--rounds", type=int, default=24, help="runs of each arm")
-    parser.add_argument("--plan-rounds", type=int, default=2, help=f"runs of {PLAN}")
+    parser.add_argument("--rounds", type=int, default=4, help="runs of each arm")
+    parser.add_argument("--plan-rounds", type=int, default=1, help=f"runs of {PLAN}")
     parser.add_argument("--steps", type=int, help="steps of a run (default: by net)")
     parser.add_argument("--plan-steps", type=int, help=f"steps of a run of {PLAN}")
     parser.add_argument("--threads", type=int, default=1, help="torch's threads")

@@ -55,12 +55,12 @@ def test_a_bad_file_is_named(tmp_path, capsys):
 
 
 def test_a_missing_extra_ends_with_the_pip_line(tmp_path, capsys, monkeypatch):
-    from torch_thermo import data
+    from torch_thermo.data import loading
 
     def absent(module: str):
         raise ModuleNotFoundError(f"No module named {module!r}", name=module)
 
-    monkeypatch.setattr(data, "import_module", absent)
+    monkeypatch.setattr(loading, "import_module", absent)
     assert cli.main(["demo", "--out", str(tmp_path)]) == 1
     assert 'pip install "torch-thermo[papers]"' in capsys.readouterr().err
 

@@ -20,7 +20,8 @@ from torch_thermo import __version__
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from torch_thermo.papers.demo import DemoRun, Recipe
+    from torch_thermo.papers.demo import DemoRun
+    from torch_thermo.papers.recipes import Recipe
 
 __all__ = ["main"]
 

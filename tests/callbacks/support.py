@@ -100,11 +100,12 @@ def assert_same(one: Recorder, other: Recorder) -> None:
 
 def make_trainer(folder: Path, *callbacks: Any, **options: Any) -> pl.Trainer:
     """A quiet trainer on the CPU; a CSV logger without version folders unless asked otherwise."""
+    logger = options.pop("logger", None)
     options = {
         "max_epochs": 1,
         "accelerator": "cpu",
         "devices": 1,
-        "logger": options.pop("logger", None) or CSVLogger(folder, name="", version="run"),
+        "logger": CSVLogger(folder, name="", version="run") if logger is None else logger,
         "enable_progress_bar": False,
         "enable_model_summary": False,
         "enable_checkpointing": False,

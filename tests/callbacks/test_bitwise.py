@@ -168,9 +168,7 @@ def run(folder: Path, make: Any, thermometers: list[Any], data: Any = None, **op
     pl.seed_everything(7, verbose=False)
     module, train = make()
     recorder = Recorder()
-    trainer = make_trainer(
-        folder, *thermometers, recorder, **{"max_epochs": 3, **options}
-    )
+    trainer = make_trainer(folder, *thermometers, recorder, **{"max_epochs": 3, **options})
     trainer.fit(module, train, data)
     return recorder, trainer
 

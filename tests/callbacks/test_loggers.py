@@ -174,7 +174,14 @@ def test_a_logger_without_any_directory(tmp_path, monkeypatch):
         make_trainer(tmp_path, callback, logger=logger).fit(Classifier(), loader())
     assert not texts
     assert callback.stored().path.parent.name == "thermo_runs"
-    assert [s for s, row in logger.rows if "thermo/weight_symmetry/low" in row] == [0, 1, 2, 3, 4, 6]
+    assert [s for s, row in logger.rows if "thermo/weight_symmetry/low" in row] == [
+        0,
+        1,
+        2,
+        3,
+        4,
+        6,
+    ]
 
 
 def test_a_logger_that_raises_is_one_notice(tmp_path):
@@ -198,9 +205,7 @@ def test_step_axis_with_log_every_n_steps(tmp_path):
     thermometer = Thermometer(
         probe=12, callbacks=[PlasticityOrderParameter(), WeightSymmetry(Every(steps=3))]
     )
-    trainer = make_trainer(
-        tmp_path, thermometer, logger=simple, log_every_n_steps=2, max_epochs=2
-    )
+    trainer = make_trainer(tmp_path, thermometer, logger=simple, log_every_n_steps=2, max_epochs=2)
     trainer.fit(Classifier(), loader())
 
     def steps(tag: str) -> list[int]:
@@ -211,7 +216,9 @@ def test_step_axis_with_log_every_n_steps(tmp_path):
     assert steps("order_parameter_minibatch/value") == [1, 3, 5, 7, 9, 11]
     stored = thermometer.stored()
     assert steps_of(stored)["order_parameter_minibatch"] == list(range(12))
-    values = dict(zip(range(12), stored.series("order_parameter_minibatch/value").values, strict=True))
+    values = dict(
+        zip(range(12), stored.series("order_parameter_minibatch/value").values, strict=True)
+    )
     for step, row in simple.rows:
         if "thermo/order_parameter_minibatch/value" in row:
             assert row["thermo/order_parameter_minibatch/value"] == values[step]

@@ -159,9 +159,7 @@ def test_minibatch_gradient_is_that_of_the_weights_of_its_step(tmp_path):
 
 def test_minibatch_gradient_is_unclipped_and_accumulated(tmp_path):
     thermometer = PlasticityOrderParameter(probe=48)
-    trainer = make_trainer(
-        tmp_path, thermometer, accumulate_grad_batches=6, gradient_clip_val=1e-6
-    )
+    trainer = make_trainer(tmp_path, thermometer, accumulate_grad_batches=6, gradient_clip_val=1e-6)
     trainer.fit(Classifier(), loader())
     stored = thermometer.stored()
     minibatch = stored.series("order_parameter_minibatch/value")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,9 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
-from torch_thermo import data
-from torch_thermo.data import ImageData
-from torch_thermo.papers import demo
+from torch_thermo.papers import demo, recipes
 from torch_thermo.papers.demo import DemoRun
+from torch_thermo.store import Series
 
 EPOCHS, TRAIN, TEST = 6, 32, 24
 STEPS = EPOCHS  # batches of 32
@@ -57,7 +57,7 @@ def done(request, runs) -> DemoRun:
 def final(done: DemoRun) -> tuple[torch.nn.Module, Any, list[Any]]:
     """Network, loss and probe in float64, from the checkpoint and the recipe alone."""
     checkpoint = torch.load(done.checkpoint, weights_only=True)
-    module = demo.Classifier(done.recipe.network(), done.recipe.criterion(), 0.1)
+    module = recipes.Classifier(done.recipe.network(), done.recipe.criterion(), 0.1)
     module.load_state_dict(checkpoint["state_dict"])
     states = [s for key, s in checkpoint["callbacks"].items() if key.startswith("Thermometer")]
     assert len(states) == 1
@@ -236,39 +236,15 @@ def test_figures_and_table(runs):
     assert len(rows) == 9
 
 
-def images(classes: int = 4) -> ImageData:
-    generator = torch.Generator().manual_seed(0)
-    pixels = torch.randint(0, 256, (20, 3, 6, 6), generator=generator).byte()
-    labels = torch.arange(20) % classes
-    names = tuple(str(i) for i in range(classes))
-    return ImageData(pixels, labels, pixels[:10], labels[:10], "noise", names)
-
-
-def test_recipes_fit_the_data():
-    tanh = demo.tanh_recipe(images())
-    assert tanh.network().sizes == (108, 40, 20, 4)
-    assert tanh.train.tensors[1].unique().tolist() == [-1, 1]
-    vgg = demo.vgg_recipe(images())
-    inputs, targets = vgg.train.tensors
-    assert inputs.shape == (20, 3, 32, 32)
-    torch.testing.assert_close(inputs.mean((0, 2, 3)), torch.zeros(3), atol=1e-5, rtol=0)
-    assert targets.tolist() == [-1 if label < 2 else 1 for label in images().train_labels]
-    mean, std = data.channel_statistics(data.as_square(images().train_images))
-    held_out = data.standardise(data.as_square(images().test_images), mean, std)
-    torch.testing.assert_close(vgg.test.tensors[0], held_out)
-    assert vgg.network()(inputs).shape == (20,)
-    with pytest.raises(ValueError, match="a binary problem needs 2 classes, got 1"):
-        demo.vgg_recipe(images(classes=1))
-
-
-def test_the_losses():
-    output, target = torch.tensor([[0.5, -1.0], [1.0, 0.0]]), torch.tensor([[1.0, -1], [1, -1]])
-    assert demo.SquaredError()(output, target).item() == pytest.approx(0.5 * (0.25 + 1) / 2)
-    scores, signs = torch.tensor([2.0, -0.5, 0.25]), torch.tensor([1.0, -1, -1])
-    assert demo.Hinge()(scores, signs).item() == pytest.approx((0 + 0.5 + 1.25) / 3)
-
-
 def test_a_bad_number_of_epochs_is_refused_before_anything_is_written(tmp_path):
     with pytest.raises(ValueError, match="epochs must be at least 1, got 0"):
         demo.run_demo(tmp_path / "out", "mnist5k", epochs=0)
     assert not (tmp_path / "out").exists()
+
+
+def test_what_is_undefined_is_said_and_not_replaced_by_an_older_value():
+    values = np.array([1.0, -3.0, math.nan])
+    series = Series(np.array([0, 10, 1000]), values, np.full(3, math.nan))
+    assert demo._summary(series) == ("1", "undefined", "-3", "10", "2")
+    nothing = Series(np.array([0]), np.array([math.nan]), np.array([math.nan]))
+    assert demo._summary(nothing) == ("undefined", "undefined", "", "", "0")

@@ -10,7 +10,7 @@ import numpy as np
 
 from torch_thermo import dashboard
 from torch_thermo.callbacks._roots import Trainer
-from torch_thermo.store import Store, default_directory, new_run_id
+from torch_thermo.store import Store, default_directory, load_run, new_run_id
 
 # TensorBoard becomes unusable with thousands of tags; the store keeps every layer
 _MOST_LAYERS = 64
@@ -38,6 +38,8 @@ class Outlet:
         self.observables: Sequence[str] = ()
         self._notice = notice
         self._loggers: list[Any] = []
+        self._resumed_at = -1
+        self._known: set[str] = set()
 
     def open(
         self,
@@ -67,6 +69,7 @@ class Outlet:
         taken = {name for sibling in siblings for name in sibling.observables}
         if siblings and not taken & set(observables):
             self.store, self.run_id = siblings[0].store, siblings[0].run_id
+            self._resumed_at, self._known = siblings[0]._resumed_at, siblings[0]._known
             return
         logged = bool(self._loggers) and not trainer.fast_dev_run and log_dir is not None
         folder = _logger_directory(self._loggers[0], str(log_dir)) if logged else None
@@ -125,6 +128,8 @@ class Outlet:
 
     def log(self, observable: str, step: int, scalars: Mapping[str, float]) -> None:
         """Send scalars to every logger, at our own step."""
+        if step == self._resumed_at and observable in self._known:
+            return  # they have this point from before
         layers = [name for name in scalars if name.startswith("layer/")]
         hidden = set(layers[_MOST_LAYERS:])
         metrics = {
@@ -187,6 +192,8 @@ class Outlet:
                 continues=continues,
             )
             self.run_id = self.store.id
+            if continues is None and step:
+                self._resumed_at, self._known = step, _observed(self.store, step)
         except (OSError, ValueError) as error:
             self._notice(f"the measurements can't be stored ({error}); they are kept in memory")
 
@@ -219,6 +226,13 @@ def _logger_directory(logger: Any, log_dir: str) -> Path:
         return Path(log_dir)
     parts = [str(part) for part in (logger.name, logger.version) if part not in (None, "")]
     return Path(log_dir).joinpath(*parts)
+
+
+def _observed(store: Store, step: int) -> set[str]:
+    """Return the observables that are stored at a step."""
+    run = load_run(store.path)
+    series = {name: run.series(name).steps for name in run.names}
+    return {name.partition("/")[0] for name, steps in series.items() if step in steps}
 
 
 def _supersede(writer: Any, step: int) -> None:
