@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import numpy as np
+import pytorch_lightning as pl
 import torch
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -26,7 +26,7 @@ from torch_thermo.callbacks import ThermoWarning
 def digest(tree: Any) -> Any:
     """A value that is equal for trees that are equal bit by bit."""
     if isinstance(tree, Tensor):
-        data = tree.detach().cpu().contiguous()
+        data = tree.detach().cpu().to_dense().contiguous()
         content = data.view(torch.uint8) if data.dim() else data.reshape(1).view(torch.uint8)
         return (str(data.dtype), tuple(data.shape), hashlib.sha256(content.numpy()).hexdigest())
     if isinstance(tree, dict):

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from lightning.pytorch.loggers import CSVLogger, Logger
+from pytorch_lightning.loggers import CSVLogger, Logger
 from tensorboard.plugins.custom_scalar import layout_pb2
 
 from tests.callbacks.support import (

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import lightning.pytorch as pl
 import pytest
+import pytorch_lightning as pl
 import torch
 from torch import nn
 from torchmetrics import MeanMetric

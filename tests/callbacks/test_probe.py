@@ -5,10 +5,10 @@ from __future__ import annotations
 import threading
 from typing import Any
 
-import lightning.pytorch as pl
 import pytest
+import pytorch_lightning as pl
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from pytorch_lightning.callbacks import ModelCheckpoint
 from torch.utils.data import (
     DataLoader,
     Dataset,

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 
 from tests.callbacks.support import (
     MAIN,
@@ -135,10 +135,10 @@ def test_a_run_that_was_cut_off(tmp_path):
                 raise RuntimeError("the power is gone")
 
     first = cheap()
+    torch.manual_seed(0)
+    save = ModelCheckpoint(tmp_path / "checkpoints", "{step}", every_n_epochs=1)
+    trainer = make_trainer(tmp_path, first, save, enable_checkpointing=True, max_epochs=4)
     with pytest.raises(RuntimeError, match="power"):
-        torch.manual_seed(0)
-        save = ModelCheckpoint(tmp_path / "checkpoints", "{step}", every_n_epochs=1)
-        trainer = make_trainer(tmp_path, first, save, enable_checkpointing=True, max_epochs=4)
         trainer.fit(Cut(), loader(shuffle=False))
     assert steps_of(first.stored())["order_parameter_minibatch"] == list(range(16))
     again = cheap()

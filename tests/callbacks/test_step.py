@@ -5,10 +5,10 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-import lightning.pytorch as pl
 import pytest
+import pytorch_lightning as pl
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from pytorch_lightning.callbacks import ModelCheckpoint
 
 from tests.callbacks.support import Classifier, blobs, loader, make_trainer
 from tests.callbacks.test_bitwise import TwoOptimizers

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import copy
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from torch_thermo.risk import batch_size
+from torch_thermo.risk import batch_size, mapped, rebuilt
 
 
 def as_batches(source: Any) -> Iterable[Any]:
@@ -36,18 +37,24 @@ def cut(batch: Any, where: slice, size: int) -> Any:
     if isinstance(batch, list | tuple) and len(batch) == size:
         if not any(isinstance(item, Tensor | list | tuple | dict) for item in batch):
             return batch[where]  # names, or numbers that are no tensor
-    return _rebuilt(lambda part: cut(part, where, size), batch)
+    return rebuilt(lambda part: cut(part, where, size), batch)
 
 
 def cloned(batch: Any) -> Any:
     """Return a copy whose tensors have no graph and memory of their own."""
+
+    def own(leaf: Any) -> Any:
+        if isinstance(leaf, Tensor):
+            return leaf.detach().clone()
+        return copy.deepcopy(leaf) if hasattr(leaf, "to") else leaf
+
     with torch.inference_mode(False):
-        return mapped(lambda leaf: leaf.detach().clone(), batch)
+        return mapped(own, batch)
 
 
 def moved(batch: Any, device: torch.device | str) -> Any:
     """Return the batch on a device."""
-    return mapped(lambda leaf: leaf.to(device), batch)
+    return mapped(lambda leaf: leaf.to(device) if hasattr(leaf, "to") else leaf, batch)
 
 
 def is_plain(tree: Any) -> bool:
@@ -57,21 +64,3 @@ def is_plain(tree: Any) -> bool:
     if type(tree) is dict:
         return all(type(key) in (str, int) and is_plain(item) for key, item in tree.items())
     return type(tree) in (Tensor, int, float, str, bool, type(None))
-
-
-def mapped(function: Callable[[Tensor], Any], tree: Any) -> Any:
-    """Apply a function to each tensor."""
-    if isinstance(tree, Tensor):
-        return function(tree)
-    return _rebuilt(lambda part: mapped(function, part), tree)
-
-
-def _rebuilt(function: Callable[[Any], Any], tree: Any) -> Any:
-    if isinstance(tree, dict):
-        items = {key: function(value) for key, value in tree.items()}
-        return items if type(tree) is dict else type(tree)(items)
-    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
-        return type(tree)(*(function(value) for value in tree))
-    if isinstance(tree, tuple | list):
-        return type(tree)(function(value) for value in tree)
-    return tree

@@ -1,17 +1,18 @@
-"""The empirical risk of a model over fixed batches, and the contexts it is measured in."""
+"""The empirical risk of a model over fixed batches."""
 
 from __future__ import annotations
 
-import copy
-import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from torch_thermo.risk.batches import batch_size, describe, move, re_iterable
+from torch_thermo.risk.contexts import cuda_devices, is_reentrant, second_order, seed
+from torch_thermo.risk.parameters import only_device, select, vector_dtype
 
 LossFn = Callable[[Any, Any], Tensor]
 Closure = Callable[[nn.Module, Any], Any]
@@ -100,10 +101,10 @@ class Risk:
         self.loss_fn: LossFn | None = loss_fn
         self.process_group = process_group
         self._closure: Closure | None = None
-        self._batches = _re_iterable(batches)
-        self.parameters = _select(model, params)
-        self.device = _only_device(self.parameters)
-        self.dtype = _vector_dtype(self.parameters)
+        self._batches = re_iterable(batches)
+        self.parameters = select(model, params)
+        self.device = only_device(self.parameters)
+        self.dtype = vector_dtype(self.parameters)
         self.blocks: dict[str, slice] = {}
         start = 0
         for name, parameter in self.parameters.items():
@@ -253,11 +254,11 @@ class Risk:
             ValueError: there is none.
         """
         read = 0
-        _seed(self.device, read)
+        seed(self.device, read)
         for batch in self._batches:
-            yield _move(batch, self.device)
+            yield move(batch, self.device)
             read += 1
-            _seed(self.device, read)
+            seed(self.device, read)
         if not read:
             raise ValueError("batches is empty: a risk needs at least one batch")
 
@@ -287,7 +288,7 @@ class Risk:
         if not (isinstance(batch, tuple | list) and len(batch) == 2):
             raise TypeError(
                 "with loss_fn every batch must be a pair (input, target), got "
-                f"{_describe(batch)}; for other batches give closure(model, batch)"
+                f"{describe(batch)}; for other batches give closure(model, batch)"
             )
         return self.model(batch[0]), batch[1]
 
@@ -324,7 +325,7 @@ class Risk:
             if "heckpoint" in str(error):
                 raise RuntimeError(_REENTRANT) from error
             raise
-        if any(g is None for g in gradients) and _is_reentrant(scalar):
+        if any(g is None for g in gradients) and is_reentrant(scalar):
             raise RuntimeError(_REENTRANT)
         return tuple(
             torch.zeros_like(p) if g is None else g
@@ -334,7 +335,7 @@ class Risk:
     @contextmanager
     def rehearsal(self) -> Iterator[None]:
         """Put torch's generators back at the end: the next pass draws what this one drew."""
-        with torch.random.fork_rng(devices=_cuda(self.device)):
+        with torch.random.fork_rng(devices=cuda_devices(self.device)):
             yield
 
     def flatten(self, tensors: Iterable[Tensor]) -> Tensor:
@@ -383,243 +384,6 @@ class Risk:
             yield
 
 
-@contextmanager
-def second_order(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Make `model` measurable: the contexts that exact first and second derivatives need.
-
-    Eval mode (dropout and train-mode BatchNorm make products disagree), gradients on and
-    inference mode off, no autocast, math attention (the fused kernels have no second
-    derivative) and no fast path of transformer layers (it answers otherwise where there is
-    padding), TF32 and cudnn's benchmark off, cudnn off for recurrent nets (no second derivative,
-    no backward in eval mode), torch.compile's results run eagerly (no double backward), random
-    numbers from a fork with a fixed seed, no hooks on parameters (torch.autograd.grad runs them).
-    """
-    with ExitStack() as stack:
-        enter = stack.enter_context
-        enter(torch.inference_mode(False))
-        enter(torch.enable_grad())
-        enter(torch.random.fork_rng(devices=_cuda(device)))
-        _seed(device, 0)
-        enter(_eval_mode(model))
-        enter(_no_parameter_hooks(model))
-        enter(torch.autocast(device.type, enabled=False))
-        enter(sdpa_kernel(SDPBackend.MATH))
-        enter(_no_fast_path())
-        enter(_full_precision())
-        if device.type == "cuda" and any(isinstance(m, nn.RNNBase) for m in model.modules()):
-            enter(torch.backends.cudnn.flags(enabled=False))
-        # set_stance imports the compiler, seconds of work that a run without it is spared
-        if "torch._dynamo" in sys.modules:
-            enter(torch.compiler.set_stance("force_eager"))
-        yield
-
-
-@contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
-    flags = [(module, module.training) for module in model.modules()]
-    for module, _ in flags:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module, flag in flags:
-            module.training = flag
-
-
-@contextmanager
-def _no_parameter_hooks(model: nn.Module) -> Iterator[None]:
-    hooked = [(p, p._backward_hooks) for p in model.parameters() if p._backward_hooks]
-    for parameter, _ in hooked:
-        parameter._backward_hooks = None
-    try:
-        yield
-    finally:
-        for parameter, hooks in hooked:
-            parameter._backward_hooks = hooks
-
-
-@contextmanager
-def _no_fast_path() -> Iterator[None]:
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
-
-
-def _cuda(device: torch.device) -> list[torch.device]:
-    return [device] if device.type == "cuda" else []
-
-
-def _seed(device: torch.device, seed: int) -> None:
-    # not torch.manual_seed, which seeds every device, also those that are not put back
-    torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        with torch.cuda.device(device):
-            torch.cuda.manual_seed(seed)
-
-
-def _is_reentrant(scalar: Tensor) -> bool:
-    """Return whether a part of the graph is hidden by reentrant activation checkpointing."""
-    seen = set()
-    stack = [scalar.grad_fn]
-    while stack:
-        node = stack.pop()
-        if node is None or node in seen:
-            continue
-        if node.name() == "CheckpointFunctionBackward":
-            return True
-        seen.add(node)
-        stack.extend(following for following, _ in node.next_functions)
-    return False
-
-
-@contextmanager
-def _full_precision() -> Iterator[None]:
-    """Products of float32 in float32: TF32 alone breaks agreement to 1e-6."""
-    settings: list[tuple[Any, str, Any]] = [(torch.backends.cudnn, "benchmark", False)]
-    # torch 2.9 has a setting for each backend; mixing the two interfaces raises there
-    parts = [
-        getattr(getattr(torch.backends, backend, None), part, None)
-        for backend, part in (
-            ("cuda", "matmul"),
-            ("cudnn", "conv"),
-            ("cudnn", "rnn"),
-            ("mkldnn", "matmul"),
-            ("mkldnn", "conv"),
-            ("mkldnn", "rnn"),
-        )
-    ]
-    if all(hasattr(part, "fp32_precision") for part in parts):
-        settings += [(part, "fp32_precision", "ieee") for part in parts]
-    else:
-        settings += [
-            (torch.backends.cuda.matmul, "allow_tf32", False),
-            (torch.backends.cudnn, "allow_tf32", False),
-        ]
-    before = [(owner, name, getattr(owner, name)) for owner, name, _ in settings]
-    try:
-        for owner, name, wanted in settings:
-            setattr(owner, name, wanted)
-        yield
-    finally:
-        for owner, name, value in before:
-            setattr(owner, name, value)
-
-
-def batch_size(batch: Any) -> int:
-    """Return the number of examples of a batch: the length of its first tensor with dimensions.
-
-    Raises:
-        ValueError: the batch holds no such tensor.
-    """
-    for leaf in tensors_of(batch):
-        if leaf.dim() > 0:
-            return leaf.shape[0]
-    raise ValueError(
-        f"cannot tell the number of examples of a batch ({_describe(batch)}): "
-        "return (mean, weight) from a closure"
-    )
-
-
-def tensors_of(tree: Any) -> Iterator[Tensor]:
-    """Iterate over the tensors of nested tuples, lists, mappings and `.to`-able batches."""
-    if isinstance(tree, Tensor):
-        yield tree
-    elif isinstance(tree, dict) or hasattr(tree, "items"):
-        for value in tree.values():
-            yield from tensors_of(value)
-    elif isinstance(tree, tuple | list):
-        for value in tree:
-            yield from tensors_of(value)
-
-
-def _move(tree: Any, device: torch.device) -> Any:
-    if isinstance(tree, Tensor):
-        moved = tree.to(device)
-        # autograd cannot save inference tensors (as trainer.validate's batches are) for backward
-        return moved.clone() if moved.is_inference() else moved
-    if hasattr(tree, "to"):
-        return tree.to(device)
-    if isinstance(tree, dict):
-        moved_items = copy.copy(tree)  # keeps what a kind of its own knows (a default factory)
-        moved_items.update({key: _move(value, device) for key, value in tree.items()})
-        return moved_items
-    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
-        return type(tree)(*(_move(value, device) for value in tree))
-    if isinstance(tree, tuple | list):
-        return type(tree)(_move(value, device) for value in tree)
-    return tree
-
-
-def _re_iterable(batches: Iterable[Any]) -> Iterable[Any]:
-    if isinstance(batches, Tensor | dict | str) or not hasattr(batches, "__iter__"):
-        raise TypeError(
-            f"batches must be a list of batches or a loader, got {type(batches).__name__}"
-        )
-    if isinstance(batches, Iterator):
-        raise TypeError(
-            f"batches is a one-shot {type(batches).__name__}: every product reads it again, "
-            "so give a list or a loader"
-        )
-    if isinstance(batches, Sequence) and len(batches) == 0:
-        raise ValueError("batches is empty: a risk needs at least one batch")
-    return batches
-
-
-def _select(model: nn.Module, params: Iterable[str | Tensor] | None) -> dict[str, Tensor]:
-    named: dict[str, Tensor] = dict(model.named_parameters())
-    if params is None:
-        chosen = {name: p for name, p in named.items() if p.requires_grad}
-        if not chosen:
-            raise ValueError("the model has no parameter that requires a gradient")
-    else:
-        by_id = {id(p): name for name, p in named.items()}
-        # a tied parameter has several names, and `named` only the first
-        all_names = dict(model.named_parameters(remove_duplicate=False))
-        wanted: set[str] = set()
-        for item in [params] if isinstance(params, str | Tensor) else params:
-            name = by_id.get(id(all_names.get(item) if isinstance(item, str) else item), "")
-            if name not in named:
-                raise ValueError(
-                    "params must name parameters of the model, got "
-                    + (repr(item) if isinstance(item, str) else "a tensor that is none of them")
-                )
-            wanted.add(name)
-        chosen = {name: p for name, p in named.items() if name in wanted}
-        if not chosen:
-            raise ValueError("params is empty: name at least one parameter")
-        for name, p in chosen.items():
-            if not p.requires_grad:
-                raise ValueError(f"parameter {name!r} is frozen (requires_grad is False)")
-    for name, p in chosen.items():
-        if isinstance(p, nn.parameter.UninitializedParameter):
-            raise ValueError(f"parameter {name!r} has no shape yet: run the lazy module once")
-        if p.is_complex():
-            raise TypeError(f"parameter {name!r} is complex, which is not supported")
-        if hasattr(p, "to_local"):
-            raise TypeError(
-                f"parameter {name!r} is sharded (DTensor): autograd gives no gradient for it"
-            )
-    return chosen
-
-
-def _only_device(parameters: dict[str, Tensor]) -> torch.device:
-    devices = {p.device for p in parameters.values()}
-    if len(devices) > 1:
-        raise ValueError(f"all parameters must be on one device, got {sorted(map(str, devices))}")
-    return devices.pop()
-
-
-def _vector_dtype(parameters: dict[str, Tensor]) -> torch.dtype:
-    # bf16 has 8 bits: vectors of it lose orthogonality in a few steps
-    dtype = torch.float32
-    for p in parameters.values():
-        dtype = torch.promote_types(dtype, p.dtype)
-    return dtype
-
-
 def _scalar(loss: Any, source: str, alternative: str = "") -> Tensor:
     if not isinstance(loss, Tensor):
         raise TypeError(f"{source} must return a tensor, got {type(loss).__name__}")
@@ -635,12 +399,6 @@ def _checked_weight(weight: float) -> float:
     if not 0 <= weight < float("inf"):
         raise ValueError(f"the weight of a batch must be finite and not negative, got {weight}")
     return weight
-
-
-def _describe(batch: Any) -> str:
-    if isinstance(batch, tuple | list):
-        return f"a {type(batch).__name__} of {len(batch)}"
-    return f"a {type(batch).__name__}"
 
 
 def _reduce(

@@ -1,0 +1,19 @@
+"""The empirical risk of a model over fixed batches, and the contexts it is measured in."""
+
+from torch_thermo.risk.batches import batch_size, mapped, rebuilt, tensors_of
+from torch_thermo.risk.contexts import second_order
+from torch_thermo.risk.empirical import NO_GRADIENT, Closure, GroupGradients, LossFn, Risk, Term
+
+__all__ = [
+    "NO_GRADIENT",
+    "Closure",
+    "GroupGradients",
+    "LossFn",
+    "Risk",
+    "Term",
+    "batch_size",
+    "mapped",
+    "rebuilt",
+    "second_order",
+    "tensors_of",
+]
