@@ -3,7 +3,7 @@
 Run from the checkout::
 
     python benchmarks/overhead.py
-    python benchmarks/overhead.py --nets tanh --rounds 20 --arms control order_parameter
+    python benchmarks/overhead.py --nets tanh --rounds 10 --arms control order_parameter
 
 Prints a table, writes JSON, and ends with status 1 if a run measured nothing or too little, or if
 the minibatch order parameter at every step costs more than the goal. See README.md in this folder.

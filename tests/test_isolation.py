@@ -190,6 +190,8 @@ class TestCompiled:
         model = batch_norm()
         model.quick = torch.compile(model[1].forward, backend="eager")
         self.check(model, lambda m: m[1], lambda m: m.quick(torch.randn(5, 2)))
+        # measured eagerly, it needs no compiler's caches
+        assert not hasattr(shadow(model)[0].quick, "_torchdynamo_orig_callable")
 
 
 class TestState:

@@ -345,7 +345,7 @@ class TestTwoRanks:
         assert sound.pop("afterwards") == pytest.approx(value)
         assert broken.pop("afterwards") == pytest.approx(value)
         assert set(broken.values()) == {"OSError: the disk is gone"}
-        assert len(broken) == 7
+        assert len(broken) == 8
         assert set(sound.values()) == {
             "RuntimeError: the measurement stopped: another rank failed in it"
         }

@@ -75,8 +75,14 @@ def failing(rank, group):
     risk = Risk(model, loss_fn, shard, process_group=group)
     broken = [True]
     told = {}
+
+    def frozen_value():
+        with risk.frozen():
+            return risk.value()
+
     for name, measure in {
         "value": risk.value,
+        "frozen value": frozen_value,
         "gradient": risk.gradient,
         "hessian": HessianOperator(risk).dense,
         "functional": FunctionalHessianOperator(risk).dense,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import csv
 import hashlib
-import pickle
 import random
 import warnings
 from collections.abc import Iterator
@@ -18,9 +17,18 @@ import torch
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from torch_thermo.callbacks import ThermoWarning
+from torch_thermo.callbacks import (
+    At,
+    GradientSymmetry,
+    HessianSpectrum,
+    PlasticityOrderParameter,
+    Thermometer,
+    ThermoWarning,
+    WeightSymmetry,
+)
+from torch_thermo.callbacks.probe import Probe
 
 
 def digest(tree: Any) -> Any:
@@ -189,6 +197,109 @@ def steps_of(run: Any) -> dict[str, list[int]]:
     return {name: finite(run, name, quantity) for name, quantity in MAIN.items()}
 
 
+class ReLUNet(Classifier):
+    """A bias-free ReLU net with dropout; criterion and forward."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.net = nn.Sequential(
+            nn.Linear(6, 8, bias=False), nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, 3, bias=False)
+        )
+
+
+class TwoOptimizers(pl.LightningModule):
+    """Manual optimisation: two optimizers that step in turn, each with its own gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.first = nn.Sequential(nn.Linear(6, 4), nn.Dropout(0.2))
+        self.second = nn.Linear(4, 3)
+
+    def loss(self, batch):
+        return nn.functional.cross_entropy(self.second(self.first(batch[0]).tanh()), batch[1])
+
+    def training_step(self, batch, batch_idx):
+        for optimizer in self.optimizers():
+            loss = self.loss(batch)
+            optimizer.zero_grad()
+            self.manual_backward(loss)
+            optimizer.step()
+        self.log("loss", loss)
+
+    def configure_optimizers(self):
+        return (
+            torch.optim.SGD(self.first.parameters(), lr=0.1, momentum=0.5),
+            torch.optim.Adam(self.second.parameters(), lr=0.01),
+        )
+
+
+def cheap(**options: Any) -> Thermometer:
+    """All observables, on few examples with few products."""
+    spectrum = HessianSpectrum(steps=3, density_steps=3, density_probes=1, examples=16)
+    plan = [PlasticityOrderParameter(), GradientSymmetry(), WeightSymmetry(), spectrum]
+    return Thermometer(**{"probe": 24, "callbacks": plan, **options})
+
+
+def run(folder: Path, make: Any, thermometers: list[Any], data: Any = None, **options: Any) -> Any:
+    """Train once, with or without thermometers; return the recorder and the trainer."""
+    pl.seed_everything(7, verbose=False)
+    module, train = make()
+    recorder = Recorder()
+    trainer = make_trainer(folder, *thermometers, recorder, **{"max_epochs": 3, **options})
+    trainer.fit(module, train, data)
+    return recorder, trainer
+
+
+def compare(folder: Path, make: Any, thermometers: list[Any], **options: Any) -> Any:
+    """Train with and without; assert that all is the same; return the stored run.
+
+    `told`: a list that receives our notices. `loggers`: folder -> loggers.
+    """
+    loggers = options.pop("loggers", lambda path: None)
+    told = options.pop("told", [])
+    plain, _ = run(folder / "plain", make, [], logger=loggers(folder / "plain"), **options)
+    with notices() as texts:
+        measured, _ = run(
+            folder / "measured", make, thermometers, logger=loggers(folder / "measured"), **options
+        )
+    assert len(plain.records) > 30
+    assert_same(plain, measured)
+    told += texts
+    assert not [text for text in texts if "fail" in text or "NOTHING" in text], texts
+    return thermometers[0].stored()
+
+
+def vectors(**options: Any) -> Any:
+    return ReLUNet(**options), loader(batch_size=10)
+
+
+class Numbered(Dataset):
+    """Example i is full of i; counts what is read."""
+
+    def __init__(self, examples: int = 48) -> None:
+        self.examples = examples
+        self.read: list[int] = []
+
+    def __len__(self) -> int:
+        return self.examples
+
+    def __getitem__(self, index: int) -> Any:
+        self.read.append(index)
+        return torch.full((6,), float(index)), index % 3
+
+
+def drawn(folder: Path, probe: Any, train: Any, module: Any = None, **options: Any) -> Probe:
+    """Train an epoch and return the probe of the run."""
+    callback = PlasticityOrderParameter(At(steps=[0], end=False), probe=probe, **options)
+    make_trainer(folder, callback).fit(module or Classifier(), train)
+    return callback.session.probe
+
+
+def numbers(probe: Probe) -> list[int]:
+    return [int(i) for batch in probe.batches for i in batch[0][:, 0]]
+
+
 def csv_columns(path: Path) -> dict[str, list[tuple[str, str]]]:
     """{column: (step, value) pairs} of a metrics.csv, without ours."""
     with open(path) as file:
@@ -215,11 +326,3 @@ def event_scalars(path: Path, ours: bool) -> dict[str, list[tuple[int, float]]]:
         for tag in accumulator.Tags()["scalars"]
         if tag.startswith("thermo/") == ours
     }
-
-
-def is_picklable(value: object) -> bool:
-    try:
-        pickle.dumps(value)
-    except Exception:
-        return False
-    return True

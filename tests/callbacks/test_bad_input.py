@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
-from typing import Any
 
 import pytest
 import pytorch_lightning as pl
@@ -14,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from tests.callbacks.support import (
     Classifier,
-    blobs,
+    cheap,
     finite,
     loader,
     make_trainer,
@@ -34,12 +32,6 @@ from torch_thermo.callbacks import (
 )
 
 START = At(steps=[0], end=False)
-
-
-def cheap(**options: Any) -> Thermometer:
-    spectrum = HessianSpectrum(steps=3, density_steps=3, density_probes=1)
-    plan = [PlasticityOrderParameter(), GradientSymmetry(), WeightSymmetry(), spectrum]
-    return Thermometer(**{"probe": 12, "callbacks": plan, **options})
 
 
 @pytest.mark.parametrize(
@@ -288,118 +280,6 @@ def test_an_unused_parameter_has_no_gradient(tmp_path):
     assert steps_of(thermometer.stored())["hessian_extremes"] == [0, 1, 2, 3, 6]
 
 
-@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_a_run_that_breaks_keeps_what_was_measured(tmp_path, error):
-    class Breaking(Classifier):
-        def training_step(self, batch, batch_idx):
-            if self.training and self.global_step == 4:
-                raise error("enough")
-            return super().training_step(batch, batch_idx)
-
-    thermometer = cheap()
-    trainer = make_trainer(tmp_path, thermometer, log_every_n_steps=50)
-    with pytest.raises((error, SystemExit)), notices() as texts:
-        trainer.fit(Breaking(), loader())
-    assert not texts
-    stored = thermometer.stored()
-    assert finite(stored, "order_parameter_minibatch") == [0, 1, 2, 3]
-    assert finite(stored, "order_parameter") == [0, 1, 2, 3, 4]
-    assert stored.meta["steps"] == 4
-    # a later failure elsewhere does not end the run a second time
-    thermometer.on_exception(trainer, None, RuntimeError())
-    assert thermometer.stored().meta == stored.meta
-
-
-def test_one_instance_for_two_runs(tmp_path):
-    thermometer = cheap()
-    runs = []
-    for name in ("first", "second"):
-        torch.manual_seed(0)
-        trainer = make_trainer(tmp_path / name, thermometer)
-        trainer.fit(Classifier(), loader(shuffle=False))
-        runs.append(thermometer.stored())
-    assert runs[0].path != runs[1].path
-    assert runs[0].id != runs[1].id
-    values = [{n: run.series(n).values.tolist() for n in run.names} for run in runs]
-    # the second is not started from the first one's eigenvectors
-    assert str(values[0]) == str(values[1])
-    assert [row["step"] for row in thermometer.history["order_parameter"]] == [0, 1, 2, 3, 4, 6]
-
-
-def test_fitting_on_goes_on_in_the_store(tmp_path):
-    thermometer = cheap()
-    trainer = make_trainer(tmp_path, thermometer, max_epochs=1)
-    module = Classifier()
-    trainer.fit(module, loader())
-    first = thermometer.stored()
-    trainer.fit_loop.max_epochs = 2
-    trainer.fit(module, loader())
-    second = thermometer.stored()
-    assert second.path == first.path
-    assert second.id == first.id
-    assert finite(second, "order_parameter_minibatch") == list(range(12))
-    assert finite(second, "order_parameter") == [0, 1, 2, 3, 4, 6, 7, 10, 12]
-
-
-def test_a_directory_of_another_run_is_kept(tmp_path):
-    for _ in range(2):
-        thermometer = cheap()
-        make_trainer(tmp_path, thermometer).fit(Classifier(), loader())
-    stores = [p for p in thermometer.stored().path.parent.iterdir() if (p / "run.json").exists()]
-    assert len(stores) == 2
-    assert {json.loads((p / "run.json").read_text())["meta"]["steps"] for p in stores} == {6}
-
-
-def test_a_store_that_cannot_be_written(tmp_path, monkeypatch):
-    thermometer = cheap()
-    blocked = tmp_path / "run" / "thermo"
-    blocked.parent.mkdir()
-    blocked.write_text("a file stands in the way")
-    with notices() as texts:
-        trainer = make_trainer(tmp_path, thermometer)
-        trainer.fit(Classifier(), loader())
-    assert trainer.global_step == 6
-    assert len(texts) == 1, texts
-    assert "can't be stored" in texts[0]
-    assert [row["step"] for row in thermometer.history["order_parameter"]] == [0, 1, 2, 3, 4, 6]
-    assert [row["step"] for row in thermometer.history["order_parameter_minibatch"]] == [*range(6)]
-    with pytest.raises(RuntimeError, match="stored nothing"):
-        thermometer.stored()
-
-
-def test_a_disk_that_fills(tmp_path, monkeypatch):
-    def full(*arguments: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    thermometer = cheap()
-    monkeypatch.setattr("torch_thermo.store.writer.Store.append_many", full)
-    with notices() as texts:
-        trainer = make_trainer(tmp_path, thermometer)
-        trainer.fit(Classifier(), loader())
-    assert trainer.global_step == 6
-    assert len(texts) == 1, texts
-    assert "No space left" in texts[0]
-    assert len(thermometer.history["order_parameter_minibatch"]) == 6
-
-
-def test_a_callback_that_raises_whatever(tmp_path):
-    class Failing(WeightSymmetry):
-        def measure(self, moment):
-            raise ZeroDivisionError("nothing to divide")
-
-        def watch_gradient(self, session, trainer, optimizer):
-            raise OverflowError("too large")
-
-    with notices() as texts:
-        trainer = make_trainer(tmp_path, Failing(Every(steps=1)))
-        trainer.fit(Classifier(), loader())
-    assert trainer.global_step == 6
-    assert len(texts) == 3, texts
-    assert "weight_symmetry failed at step 0: nothing to divide" in texts[0]
-    assert "too large" in texts[1]
-    assert "measured NOTHING" in texts[2]
-
-
 def test_sharded_strategies_are_refused_by_name(tmp_path):
     class FSDPStrategy(pl.strategies.SingleDeviceStrategy):
         pass
@@ -411,10 +291,3 @@ def test_sharded_strategies_are_refused_by_name(tmp_path):
     for callback in (GradientSymmetry(probe=12), WeightSymmetry()):
         with pytest.raises(ValueError, match="FSDPStrategy shards the parameters"):
             train(callback)
-
-
-def test_gradients_on_the_whole_data(tmp_path):
-    # the last layer of this batch is one entry short: ragged batches weigh by their size
-    callback = GradientSymmetry(START, probe=[tuple(blobs().tensors)])
-    make_trainer(tmp_path, callback).fit(Classifier(), loader())
-    assert finite(callback.stored(), "gradient_symmetry", "sign_balance") == [0]

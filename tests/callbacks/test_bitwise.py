@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,22 +15,20 @@ from torch.utils.data import DataLoader, Dataset
 from torchmetrics.classification import MulticlassAccuracy
 
 from tests.callbacks.support import (
-    Classifier,
-    Recorder,
-    assert_same,
+    TwoOptimizers,
+    cheap,
+    compare,
     csv_columns,
     event_scalars,
     loader,
-    make_trainer,
-    notices,
+    run,
     steps_of,
     tensorboard,
+    vectors,
 )
 from torch_thermo import load_run
 from torch_thermo.callbacks import (
     Every,
-    GradientSymmetry,
-    HessianSpectrum,
     PlasticityOrderParameter,
     Thermometer,
     WeightSymmetry,
@@ -115,85 +112,9 @@ class ConvNet(pl.LightningModule):
         return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 2, gamma=0.5)]
 
 
-class ReLUNet(Classifier):
-    """A bias-free ReLU net with dropout; criterion and forward."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self.net = nn.Sequential(
-            nn.Linear(6, 8, bias=False), nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, 3, bias=False)
-        )
-
-
-class TwoOptimizers(pl.LightningModule):
-    """Manual optimisation: two optimizers that step in turn, each with its own gradient."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.automatic_optimization = False
-        self.first = nn.Sequential(nn.Linear(6, 4), nn.Dropout(0.2))
-        self.second = nn.Linear(4, 3)
-
-    def loss(self, batch):
-        return nn.functional.cross_entropy(self.second(self.first(batch[0]).tanh()), batch[1])
-
-    def training_step(self, batch, batch_idx):
-        for optimizer in self.optimizers():
-            loss = self.loss(batch)
-            optimizer.zero_grad()
-            self.manual_backward(loss)
-            optimizer.step()
-        self.log("loss", loss)
-
-    def configure_optimizers(self):
-        return (
-            torch.optim.SGD(self.first.parameters(), lr=0.1, momentum=0.5),
-            torch.optim.Adam(self.second.parameters(), lr=0.01),
-        )
-
-
-def cheap() -> Thermometer:
-    """All observables, on few examples with few products."""
-    spectrum = HessianSpectrum(steps=3, density_steps=3, density_probes=1, examples=16)
-    return Thermometer(
-        probe=24,
-        callbacks=[
-            PlasticityOrderParameter(), GradientSymmetry(), WeightSymmetry(), spectrum
-        ],
-    )  # fmt: skip
-
-
-def run(folder: Path, make: Any, thermometers: list[Any], data: Any = None, **options: Any) -> Any:
-    """Train once, with or without thermometers; return the recorder and the trainer."""
-    pl.seed_everything(7, verbose=False)
-    module, train = make()
-    recorder = Recorder()
-    trainer = make_trainer(folder, *thermometers, recorder, **{"max_epochs": 3, **options})
-    trainer.fit(module, train, data)
-    return recorder, trainer
-
-
-def compare(folder: Path, make: Any, thermometers: list[Any], **options: Any) -> Any:
-    """Train with and without; assert that all is the same; return the stored run."""
-    loggers = options.pop("loggers", lambda path: None)
-    plain, _ = run(folder / "plain", make, [], logger=loggers(folder / "plain"), **options)
-    with notices() as texts:
-        measured, _ = run(
-            folder / "measured", make, thermometers, logger=loggers(folder / "measured"), **options
-        )
-    assert len(plain.records) > 30
-    assert_same(plain, measured)
-    assert not [text for text in texts if "fail" in text or "NOTHING" in text], texts
-    return thermometers[0].stored()
-
-
 def images() -> Any:
     data = Images()
     return ConvNet(data), DataLoader(data, batch_size=8, shuffle=True)
-
-
-def vectors(**options: Any) -> Any:
-    return ReLUNet(**options), loader(batch_size=10)
 
 
 def test_convolutional_net_without_forward(tmp_path):

@@ -12,6 +12,7 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 
 from tests.callbacks.support import (
     Classifier,
+    cheap,
     event_scalars,
     events,
     loader,
@@ -23,18 +24,11 @@ from tests.callbacks.support import (
 from torch_thermo.callbacks import (
     Every,
     GradientSymmetry,
-    HessianSpectrum,
     PlasticityOrderParameter,
     Thermometer,
     WeightSymmetry,
 )
 from torch_thermo.dashboard import custom_scalar_layout
-
-
-def cheap(**options: Any) -> Thermometer:
-    spectrum = HessianSpectrum(steps=3, density_steps=3, density_probes=1)
-    plan = [PlasticityOrderParameter(), GradientSymmetry(), WeightSymmetry(), spectrum]
-    return Thermometer(**{"probe": 12, "callbacks": plan, **options})
 
 
 class Simple(Logger):

@@ -12,6 +12,7 @@ from torchmetrics import MeanMetric
 
 from tests.callbacks.support import (
     Classifier,
+    TwoOptimizers,
     blobs,
     event_scalars,
     loader,
@@ -20,7 +21,6 @@ from tests.callbacks.support import (
     steps_of,
     tensorboard,
 )
-from tests.callbacks.test_bitwise import TwoOptimizers
 from torch_thermo.callbacks import (
     At,
     Every,

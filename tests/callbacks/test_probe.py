@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from typing import Any
 
 import pytest
@@ -11,7 +10,6 @@ import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from torch.utils.data import (
     DataLoader,
-    Dataset,
     IterableDataset,
     SubsetRandomSampler,
     WeightedRandomSampler,
@@ -19,33 +17,20 @@ from torch.utils.data import (
 
 from tests.callbacks.support import (
     Classifier,
+    Numbered,
     blobs,
+    drawn,
     finite,
     generators,
     loader,
     make_trainer,
     notices,
+    numbers,
 )
 from torch_thermo.callbacks import At, Every, PlasticityOrderParameter, Thermometer, WeightSymmetry
-from torch_thermo.callbacks.probe import Probe
 from torch_thermo.risk import batch_size
 
 START = At(steps=[0], end=False)
-
-
-class Numbered(Dataset):
-    """Example i is full of i; counts what is read."""
-
-    def __init__(self, examples: int = 48) -> None:
-        self.examples = examples
-        self.read: list[int] = []
-
-    def __len__(self) -> int:
-        return self.examples
-
-    def __getitem__(self, index: int) -> Any:
-        self.read.append(index)
-        return torch.full((6,), float(index)), index % 3
 
 
 class Passing(IterableDataset):
@@ -54,18 +39,6 @@ class Passing(IterableDataset):
 
     def __iter__(self) -> Any:
         return ((torch.full((6,), float(i)), i % 3) for i in range(self.examples))
-
-
-def drawn(tmp_path: Any, probe: Any, train: Any, module: Any = None, **options: Any) -> Probe:
-    """Train an epoch and return the probe of the run."""
-    trainer_options = options.pop("trainer", {})
-    callback = PlasticityOrderParameter(START, probe=probe, **options)
-    make_trainer(tmp_path, callback, **trainer_options).fit(module or Classifier(), train)
-    return callback.session.probe
-
-
-def numbers(probe: Probe) -> list[int]:
-    return [int(i) for batch in probe.batches for i in batch[0][:, 0]]
 
 
 def test_same_seed_same_examples(tmp_path):
@@ -156,151 +129,6 @@ def test_an_odd_batch_that_passes_is_no_reason_to_stop(tmp_path):
     assert trainer.global_step == 2
     assert any("cannot tell the number of examples" in text for text in texts)
     assert finite(callback.stored(), "weight_symmetry", "sign_balance") == [0, 1, 2]
-
-
-class Locked(Numbered):
-    def __init__(self) -> None:
-        super().__init__()
-        self.lock = threading.Lock()
-        self.transform = lambda x: x + 0.0
-
-    def __getitem__(self, index: int) -> Any:
-        with self.lock:
-            x, y = super().__getitem__(index)
-            return self.transform(x), y
-
-
-class Unreadable(Numbered):
-    def __reduce_ex__(self, protocol):
-        return (Unreadable, (self.examples, "too", "many"))
-
-
-@pytest.mark.parametrize(("kind", "shared"), [(Locked, False), (Unreadable, True)])
-def test_data_sets_that_cannot_be_copied(tmp_path, kind, shared):
-    data = kind()
-    with notices() as texts:
-        probe = drawn(tmp_path, 20, loader(data))
-    assert len(probe.indices) == 20
-    assert len(texts) == 1, texts
-    assert kind.__name__ in texts[0]
-    assert ("lock" in texts[0]) != shared
-    assert len(data.read) == 48 + 20 * shared
-
-
-def test_large_data_are_read_in_place(tmp_path, monkeypatch):
-    monkeypatch.setattr("torch_thermo.callbacks.loading._BULK", 100)
-
-    class Large(Numbered):
-        def __init__(self) -> None:
-            super().__init__()
-            self.data = [torch.arange(48.0)]
-            self.small = torch.zeros(2)
-
-        def __getitem__(self, index):
-            places.append((self.data[0].data_ptr(), self.small.data_ptr()))
-            return super().__getitem__(index)
-
-    places: list[Any] = []
-    data = Large()
-    drawn(tmp_path, 1, loader(data))
-    assert len(places) == 49
-    ours = [place for place in places if place[1] != data.small.data_ptr()]
-    assert len(ours) == 1
-    assert ours[0][0] == data.data[0].data_ptr()
-
-
-class OwnCollate(Numbered):
-    def __init__(self) -> None:
-        super().__init__()
-        self.collated = 0
-
-    def collate(self, items):
-        self.collated += 1
-        x, y = zip(*items, strict=True)
-        return {"input": torch.stack(x), "label": torch.tensor(y), "name": [str(i) for i in y]}
-
-
-class Mapped(Classifier):
-    """Batches are dictionaries; the module collates, too."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.collated = 0
-
-    def collate(self, items):
-        self.collated += 1
-        return OwnCollate.collate(self, items)  # type: ignore[arg-type]
-
-    def training_step(self, batch, batch_idx):
-        assert len(batch["name"]) == len(batch["label"])
-        return self.criterion(self(batch["input"]), batch["label"])
-
-
-def test_collating_is_the_loaders_own_and_leaves_no_trace(tmp_path):
-    data = OwnCollate()
-    probe = drawn(tmp_path, 20, loader(data, collate_fn=data.collate), Mapped())
-    assert data.collated == 6
-    assert [sorted(batch) for batch in probe.batches] == [["input", "label", "name"]] * 7
-    module = Mapped()
-    probe = drawn(tmp_path, 20, loader(Numbered(), collate_fn=module.collate), module)
-    assert module.collated == 2 * 6  # it counts in two places
-    assert sum(batch_size(batch) for batch in probe.batches) == 20
-    # cut: tensors and names alike
-    cut = probe.part(5)
-    assert [len(batch["name"]) for batch in cut] == [3, 2]
-    assert [len(batch["label"]) for batch in cut] == [3, 2]
-
-
-class Transfers(Classifier):
-    """Says what Lightning does to a batch, in its order."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.order: list[str] = []
-
-    def on_before_batch_transfer(self, batch, dataloader_idx):
-        self.order.append("before")
-        return [batch[0] + 100, batch[1]]
-
-    def on_after_batch_transfer(self, batch, dataloader_idx):
-        self.order.append("after")
-        return [batch[0] * 2, batch[1]]
-
-
-class Data(pl.LightningDataModule):
-    def __init__(self) -> None:
-        super().__init__()
-        self.train = Numbered()
-        self.transferred: list[int] = []
-
-    def train_dataloader(self):
-        return loader(self.train)
-
-    def on_after_batch_transfer(self, batch, dataloader_idx):
-        self.transferred.append(len(batch[0]))
-        return [batch[0] - 1, batch[1]]
-
-
-def test_transfer_hooks_are_the_modules_or_the_datamodules(tmp_path):
-    module = Transfers()
-    probe = drawn(tmp_path, 20, loader(Numbered()), module)
-    assert numbers(probe) == [2 * (i + 100) for i in probe.indices]
-    assert module.order == ["before", "after"] * 6
-    data = Data()
-    module = Transfers()
-    with pytest.warns(UserWarning, match="on_after_batch_transfer"):
-        probe = drawn(tmp_path, 20, data, module)
-    assert numbers(probe) == [i + 100 - 1 for i in probe.indices]
-    assert data.transferred == [8] * 6
-    assert module.order == ["before"] * 6
-    assert len(data.train.read) == 48
-
-
-def test_inputs_are_converted_as_the_precision_does(tmp_path):
-    callback = PlasticityOrderParameter(START, probe=20)
-    make_trainer(tmp_path, callback, precision="64-true").fit(Classifier(), loader(Numbered()))
-    assert callback.session.probe.batches[0][0].dtype == torch.float64
-    assert finite(callback.stored(), "order_parameter") == [0]
 
 
 def test_validation_examples(tmp_path):
@@ -434,26 +262,3 @@ def test_ragged_probe_weighs_by_examples(tmp_path):
     make_trainer(tmp_path / "ragged", ragged).fit(module, loader())
     measured = ragged.stored().series("order_parameter/risk").values[0]
     assert measured == pytest.approx(float(expected), rel=1e-5)
-
-
-def test_module_that_holds_its_data_is_not_copied_with_them(tmp_path):
-    class Counted(Numbered):
-        copies = 0
-
-        def __getstate__(self):
-            Counted.copies += 1
-            return self.__dict__
-
-    class Holder(Classifier):
-        def __init__(self) -> None:
-            super().__init__()
-            self.data = Counted()
-
-        def train_dataloader(self):
-            return loader(self.data)
-
-    module = Holder()
-    callback = PlasticityOrderParameter(Every(steps=1), probe=20)
-    make_trainer(tmp_path, callback).fit(module)
-    assert finite(callback.stored(), "order_parameter") == list(range(7))
-    assert 0 < Counted.copies <= 2  # one copy, for the probe, asks for it twice at most

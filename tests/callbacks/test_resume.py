@@ -16,6 +16,7 @@ from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from tests.callbacks.support import (
     MAIN,
     Classifier,
+    cheap,
     event_scalars,
     loader,
     make_trainer,
@@ -36,12 +37,6 @@ from torch_thermo.callbacks import (
 class Validated(Classifier):
     def validation_step(self, batch, batch_idx):
         self.log("validation", self.criterion(self(batch[0]), batch[1]))
-
-
-def cheap(**options: Any) -> Thermometer:
-    spectrum = HessianSpectrum(steps=4, density_steps=3, density_probes=1)
-    plan = [PlasticityOrderParameter(), GradientSymmetry(), WeightSymmetry(), spectrum]
-    return Thermometer(**{"probe": 16, "callbacks": plan, **options})
 
 
 def fit(
@@ -85,12 +80,12 @@ SAVING = {
     ("when", "step"), [("epoch end", 12), ("validation end", 12), ("middle", 15)]
 )
 def test_no_gap_no_duplicate_no_wrong_step(tmp_path, when, step, version):
-    whole = cheap()
+    whole = cheap(probe=16)
     fit(tmp_path, [whole], **SAVING[when])
     before = whole.stored()
     expected = steps_of(before)
     values = {name: before.series(name).values for name in before.names}
-    again = cheap()
+    again = cheap(probe=16)
     with notices() as texts:
         fit(tmp_path, [again], saved(tmp_path, step), version, **SAVING[when])
     assert not texts
@@ -117,9 +112,9 @@ def test_no_gap_no_duplicate_no_wrong_step(tmp_path, when, step, version):
 @pytest.mark.parametrize("when", ["epoch end", "validation end"])
 def test_tensorboard_forgets_what_is_superseded(tmp_path, when):
     saving = {**SAVING[when], "logger": TensorBoardLogger}
-    first = cheap()
+    first = cheap(probe=16)
     fit(tmp_path, [first], **saving)
-    again = cheap()
+    again = cheap(probe=16)
     fit(tmp_path, [again], saved(tmp_path, 12), 0, **saving)
     scalars = event_scalars(tmp_path / "version_0", ours=True)
     for name, quantity in MAIN.items():
@@ -134,32 +129,32 @@ def test_a_run_that_was_cut_off(tmp_path):
             if self.global_step == 16:
                 raise RuntimeError("the power is gone")
 
-    first = cheap()
+    first = cheap(probe=16)
     torch.manual_seed(0)
     save = ModelCheckpoint(tmp_path / "checkpoints", "{step}", every_n_epochs=1)
     trainer = make_trainer(tmp_path, first, save, enable_checkpointing=True, max_epochs=4)
     with pytest.raises(RuntimeError, match="power"):
         trainer.fit(Cut(), loader(shuffle=False))
     assert steps_of(first.stored())["order_parameter_minibatch"] == list(range(16))
-    again = cheap()
+    again = cheap(probe=16)
     fit(tmp_path, [again], saved(tmp_path, 12), 7)
     assert steps_of(again.stored())["order_parameter"] == [0, 1, 2, 3, 4, 6, 7, 10, 12, 13, 18, 24]
     assert steps_of(again.stored())["order_parameter_minibatch"] == list(range(24))
 
 
 def test_resumed_twice(tmp_path):
-    fit(tmp_path, [cheap()], epochs=1, **SAVING["epoch end"])
-    fit(tmp_path, [cheap()], saved(tmp_path, 6), 1, epochs=2, **SAVING["epoch end"])
-    last = cheap()
+    fit(tmp_path, [cheap(probe=16)], epochs=1, **SAVING["epoch end"])
+    fit(tmp_path, [cheap(probe=16)], saved(tmp_path, 6), 1, epochs=2, **SAVING["epoch end"])
+    last = cheap(probe=16)
     fit(tmp_path, [last], saved(tmp_path, 12), 2, epochs=3, **SAVING["epoch end"])
     assert steps_of(last.stored())["order_parameter_minibatch"] == list(range(18))
     assert steps_of(last.stored())["order_parameter"] == [0, 1, 2, 3, 4, 6, 7, 10, 12, 13, 18]
 
 
 def test_a_checkpoint_that_travelled_without_its_store(tmp_path):
-    fit(tmp_path, [cheap()], epochs=2, **SAVING["epoch end"])
+    fit(tmp_path, [cheap(probe=16)], epochs=2, **SAVING["epoch end"])
     shutil.rmtree(tmp_path / "version_0")
-    again = cheap()
+    again = cheap(probe=16)
     fit(tmp_path, [again], saved(tmp_path, 12), 1, epochs=3)
     assert steps_of(again.stored())["order_parameter_minibatch"] == list(range(12, 18))
 
@@ -179,7 +174,7 @@ def test_a_callback_that_is_new_in_a_resumed_run(tmp_path):
 
 def test_resumed_without_any_state_of_ours(tmp_path):
     fit(tmp_path, [], epochs=2, **SAVING["epoch end"])
-    callback = cheap()
+    callback = cheap(probe=16)
     with notices() as texts:
         fit(tmp_path, [callback], saved(tmp_path, 12), 0, epochs=3)
     assert not texts
@@ -188,8 +183,8 @@ def test_resumed_without_any_state_of_ours(tmp_path):
 
 
 def test_resumed_at_its_end(tmp_path):
-    fit(tmp_path, [cheap()], epochs=2, **SAVING["epoch end"])
-    again = cheap()
+    fit(tmp_path, [cheap(probe=16)], epochs=2, **SAVING["epoch end"])
+    again = cheap(probe=16)
     with notices() as texts:
         fit(tmp_path, [again], saved(tmp_path, 12), 0, epochs=2)
     assert len(texts) == 1
@@ -199,7 +194,7 @@ def test_resumed_at_its_end(tmp_path):
 
 
 def test_state_is_plain_and_has_probe_and_plan(tmp_path):
-    callback = cheap(budget=1.0)
+    callback = cheap(probe=16, budget=1.0)
     fit(tmp_path, [callback], epochs=1, **SAVING["epoch end"])
     content = torch.load(saved(tmp_path, 6), weights_only=True)
     state = content["callbacks"][callback.state_key]
@@ -225,7 +220,7 @@ def test_state_is_plain_and_has_probe_and_plan(tmp_path):
 
 def test_large_warm_starts_stay_out_of_the_checkpoint(tmp_path, monkeypatch):
     monkeypatch.setattr("torch_thermo.callbacks.hessian_spectrum.SMALL", 10)
-    callback = cheap()
+    callback = cheap(probe=16)
     fit(tmp_path, [callback], epochs=1, **SAVING["epoch end"])
     assert callback.state_dict()["members"]["hessian_extremes"] == {}
 
@@ -270,7 +265,7 @@ def test_resuming_without_a_logger(tmp_path, monkeypatch):
     save = ModelCheckpoint(tmp_path, "{step}", every_n_epochs=1, save_top_k=-1)
     stores = []
     for epochs, checkpoint in ((1, None), (2, str(tmp_path / "step=6.ckpt"))):
-        callback = cheap()
+        callback = cheap(probe=16)
         with notices():
             trainer = make_trainer(
                 tmp_path, callback, save, logger=False, max_epochs=epochs, enable_checkpointing=True

@@ -10,8 +10,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 
-from tests.callbacks.support import Classifier, blobs, loader, make_trainer
-from tests.callbacks.test_bitwise import TwoOptimizers
+from tests.callbacks.support import Classifier, TwoOptimizers, blobs, loader, make_trainer
 from torch_thermo.callbacks import Every, PlasticityOrderParameter, Thermometer, WeightSymmetry
 from torch_thermo.callbacks.session import completed_updates
 

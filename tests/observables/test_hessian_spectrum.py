@@ -82,6 +82,15 @@ class TestQuadratic:
             assert values[0] - 1e-12 <= low <= high <= values[-1] + 1e-12
         assert max(found.residuals) > 1e-3
 
+    def test_residuals_are_those_of_the_extremes(self):
+        risk, _ = least_squares(30, 12)
+        found = hessian_spectrum(risk, steps=4, probes=3)
+        ritz, bounds = found.run.ritz, found.run.residuals
+        assert ritz.shape == (3, 4)
+        for end, bound in zip(("min", "max"), found.residuals, strict=True):
+            at = ritz == getattr(found.extremes, end).value
+            assert bounds[at].tolist() == [bound]
+
     def test_zero(self):
         model = nn.Linear(3, 1).double()
         risk = Risk(model, lambda o, y: (o * y).mean(), [(randn(4, 3), randn(4, 1))])

@@ -99,9 +99,9 @@ class TestValue:
         x, y = torch.full((1, 2), 1e-13), torch.ones(1, 1)
         model.weight.data.zero_()
         found = plasticity_order_parameter(Risk(model, squared, [(x, y)]))
-        assert found.value == pytest.approx(8e-26, rel=1e-6)  # (2 * 1e-13)^2 in two entries
+        assert found.value == pytest.approx(8e-26, rel=1e-6, abs=0)  # (2 * 1e-13)^2 in two entries
         tiny = plasticity_order_parameter(Risk(model, squared, [(x * 1e-12, y)]))
-        assert tiny.value == pytest.approx(8e-50, rel=1e-6)
+        assert tiny.value == pytest.approx(8e-50, rel=1e-6, abs=0)
 
 
 class TestUnbiased:

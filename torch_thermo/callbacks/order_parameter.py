@@ -164,7 +164,8 @@ class PlasticityOrderParameter(ThermoCallback):
     def _norms(self, gradients: list[Tensor]) -> Sequence[Tensor]:
         if all(type(g) is Tensor and g.dtype in _EXACT and not g.is_sparse for g in gradients):
             return torch._foreach_norm(gradients)
-        if self._sharded:
+        if any(hasattr(g, "to_local") for g in gradients):
+            self._sharded = True  # sharded by the module itself
             gradients = [g.to_local() if hasattr(g, "to_local") else g for g in gradients]
         gradients = [g.coalesce().values() if g.is_sparse else g for g in gradients]
         # a sum of squares in half precision overflows at 65504

@@ -25,6 +25,10 @@ from torch_thermo.store import Store
 _log = logging.getLogger("torch_thermo")
 
 
+# iterators that can't be copied: to call what draws from them changes the run
+_DRAWN = ("generator", "Iter")
+
+
 class ThermoWarning(UserWarning):
     """Something could not be measured, or not as asked; the training goes on."""
 
@@ -107,9 +111,7 @@ class Session:
     def prepare_probe(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the probe through the module's own hooks, or begin to collect it."""
         try:
-            with preserved_generators():
-                model = self._shadow(trainer, pl_module)
-                notice = self.probe.draw(trainer, model)
+            notice = self.probe.draw(trainer, self._shadow(trainer, pl_module))
             if notice:
                 self.notice(notice)
         except Exception as error:
@@ -138,7 +140,7 @@ class Session:
             if self.probe.waits:
                 self.prepare_probe(trainer, pl_module)
             if self.probe.complete:
-                model = self._shadow(trainer, pl_module)
+                model = self._shadow(trainer, pl_module, runs=True)
                 source = self.source or acquire_loss(
                     model, self.probe.batches[0], self.loss_fn, self.closure
                 )
@@ -166,9 +168,16 @@ class Session:
             return source
         return TRAINING_STEP
 
-    def _shadow(self, trainer: Trainer, pl_module: LightningModule) -> Any:
+    def _shadow(self, trainer: Trainer, pl_module: LightningModule, runs: bool = False) -> Any:
         model, uncopied = quiet_shadow(trainer, pl_module)
-        if uncopied:
+        drawn = [name for name in uncopied if name.endswith(_DRAWN)]
+        if runs and drawn and self.loss_fn is None and self.closure is None:
+            raise TypeError(
+                f"{type(pl_module).__name__} holds {', '.join(drawn)}, which can't be copied, and "
+                "a measured training_step would take examples from it that the run then misses: "
+                "give loss_fn=(output, target) or closure=(pl_module, batch)"
+            )
+        if runs and uncopied:
             self.notice(f"shared with the run, since they can't be copied: {', '.join(uncopied)}")
         return model
 

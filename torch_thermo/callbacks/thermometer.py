@@ -36,7 +36,7 @@ class Thermometer(ThermoCallback):
         closure: `(pl_module, batch) -> mean or (mean, weight)`, instead of `loss_fn`.
         budget: thin the plan so that measuring takes at most this share of the training time.
             Which measurements are left out then depends on the clock. None: the plan as it is.
-        callbacks: measure these instead of the plan; probe, loss and seed are this bundle's.
+        callbacks: measure these instead of the plan; probe and loss are this bundle's.
         seed: of the probe and of random vectors.
 
     Raises:

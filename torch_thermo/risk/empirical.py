@@ -153,10 +153,10 @@ class Risk:
 
     def value(self) -> float:
         """Return R(theta) as a float, summed over the batches in float64."""
-        if self._frozen_groups:
+
+        def from_groups() -> tuple[Tensor, float]:
             groups = self.group_gradients(self._frozen_groups)
-            losses, weights = groups.losses, groups.weights
-            return float(self.average(lambda: ((losses @ weights)[None], float(weights.sum())))[0])
+            return (groups.losses @ groups.weights)[None], float(groups.weights.sum())
 
         def local() -> tuple[Tensor, float]:
             total = torch.zeros(1, dtype=torch.float64)
@@ -168,6 +168,8 @@ class Risk:
                     weights += term.weight
             return total, weights
 
+        if self._frozen_groups:
+            return float(self.average(from_groups)[0])
         with self.measuring(), torch.no_grad():
             return float(self.average(local)[0])
 
