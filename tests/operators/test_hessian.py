@@ -8,6 +8,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 
 from torch_thermo import HessianOperator, Risk, plasticity_order_parameter
+from torch_thermo.risk import contexts
 
 
 @pytest.fixture(autouse=True)
@@ -330,6 +331,40 @@ class TestNothingIsTouched:
         model.zero_grad()
         squared(model(data()[0]), data()[1]).backward()
         assert calls == [1]
+
+    @pytest.mark.parametrize("allow", [True, False])
+    def test_settings_of_the_accelerator(self, allow):
+        """In the older interface, which raises when a part was set by the newer one alone."""
+        matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+        chosen = [
+            (matmul, "allow_tf32", allow),
+            (cudnn, "allow_tf32", allow),
+            (cudnn, "deterministic", True),
+            (cudnn, "benchmark", True),
+        ]
+
+        def settings():
+            return [getattr(owner, name) for owner, name, _ in chosen] + [cudnn.enabled]
+
+        original, inside = settings(), []
+
+        def closure(model, batch):
+            inside.append(torch.backends.cudnn.benchmark)
+            with contexts._no_cudnn():  # as on a GPU with a recurrent net
+                inside.append(torch.backends.cudnn.enabled)
+                inside.append(torch.backends.cudnn.deterministic)
+            return squared(model(batch[0]), batch[1])
+
+        try:
+            for owner, name, value in chosen:
+                setattr(owner, name, value)
+            before = settings()
+            Risk.from_closure(net(), closure, [data()]).gradient()
+            assert inside == [False, False, True]
+            assert settings() == before
+        finally:
+            for (owner, name, _), value in zip(chosen, original, strict=False):
+                setattr(owner, name, value)
 
     @pytest.mark.parametrize("setting", ["high", "highest"])
     def test_precision_settings(self, setting):

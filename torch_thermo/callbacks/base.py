@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ from torch_thermo.callbacks import ranks
 from torch_thermo.callbacks._roots import Callback, LightningModule, Trainer
 from torch_thermo.callbacks.loss import check_loss_arguments, why_unmeasurable
 from torch_thermo.callbacks.probe import EXAMPLES, Probe, Source
-from torch_thermo.callbacks.schedule import Schedule
+from torch_thermo.callbacks.schedule import AnyOf, Schedule
 from torch_thermo.callbacks.session import Measurement, Moment, Session, completed_updates
 from torch_thermo.isolation import preserved_generators
 from torch_thermo.risk import Closure, LossFn
@@ -70,6 +71,8 @@ class ThermoCallback(Callback):
         self._last: dict[str, int] = {}
         self._skipped: dict[str, str] = {}
         self._blind: set[str] = set()
+        # no member is due before this step but at an epoch's end
+        self._idle_until = 0.0
         self._started = self._running = self._began = False
         self._key = ""
         self.session = self._new_session()
@@ -172,6 +175,7 @@ class ThermoCallback(Callback):
         restored, self._restored = self._restored, None
         self.session = self._new_session()
         self._last, self._skipped, self._blind, self._began = {}, {}, set(), False
+        self._idle_until = 0.0
         for member in self.members():
             member.reset(sharded=_is_sharded(trainer))
         if restored is not None:
@@ -322,6 +326,9 @@ class ThermoCallback(Callback):
     ) -> None:
         """Make the measurements that are due, each once a step."""
         step = completed_updates(trainer)
+        if epoch is None and not end and step < self._idle_until:
+            return
+        self._idle_until = min(_next_due(member.schedule, step) for member in self.members())
         due: Sequence[ThermoCallback] = [
             member
             for member in self._measured()
@@ -381,6 +388,14 @@ class ThermoCallback(Callback):
     def _close(self, trainer: Trainer) -> None:
         self._running = False
         self.session.end(trainer)
+
+
+def _next_due(schedule: Any, step: int) -> float:
+    """Return the next step that may be due without an epoch's end; any, for a user's callable."""
+    if isinstance(schedule, AnyOf):
+        return min(_next_due(part, step) for part in schedule.schedules)
+    following = schedule.next_due(step) if isinstance(schedule, Schedule) else step + 1
+    return math.inf if following is None else following
 
 
 def _is_sharded(trainer: Trainer) -> bool:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from itertools import groupby
+from itertools import islice
+from operator import mul
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,6 +18,7 @@ from torch_thermo.observables.order_parameter import plasticity_order_parameter
 from torch_thermo.risk import Closure, LossFn
 
 MINIBATCH = "order_parameter_minibatch"
+Squares = list[float] | Tensor
 _EXACT = (torch.float32, torch.float64)
 # the CPU's norm adds float32 numbers one after the other: 1e-4 off at a million of them, and
 # 1e-6 in pieces of this size
@@ -65,6 +65,8 @@ class PlasticityOrderParameter(ThermoCallback):
         super().__init__(schedule or often(), probe, examples, loss_fn, closure, seed)
         self.minibatch = minibatch
         self._kept: list[_Step] = []
+        self._suffixes: dict[int, str] = {}
+        self._plain: dict[int, bool] = {}
         self._sharded = False
 
     def observables(self) -> list[str]:
@@ -91,34 +93,43 @@ class PlasticityOrderParameter(ThermoCallback):
         return Measurement(scalars)
 
     def watch_gradient(self, session: Session, trainer: Trainer, optimizer: Any) -> None:
-        """Keep the norms of the step's gradients, on their device."""
+        """Keep the squared norms of the step's gradients; on a GPU without synchronising."""
         if not self.minibatch:
             return
         gradients: list[Tensor] = []
         counts: list[int] = []
         rates: list[float] = []
+        large = False
         for group in optimizer.param_groups:
             before = len(gradients)
             for parameter in group["params"]:
                 gradient = parameter.grad
-                if gradient is None:
-                    continue
-                if gradient.numel() > _PIECE and _on_cpu_strided(gradient):
-                    gradients += gradient.reshape(-1).split(_PIECE)
-                else:
+                if gradient is not None:
                     gradients.append(gradient)
+                    large = large or gradient.numel() > _PIECE
             counts.append(len(gradients) - before)
             rates.append(_rate(group))
         if not gradients:
             return
-        several = len(trainer.optimizers) > 1
+        key = id(optimizer)
+        if key not in self._suffixes:
+            self._suffixes[key] = _suffix(trainer.optimizers, optimizer)
+            self._plain[key] = all(
+                type(g) is Tensor and g.device.type == "cpu" and g.dtype in _EXACT
+                for g in gradients
+            ) and not any(g.is_sparse for g in gradients)
+        if self._plain[key]:
+            # floats at once: small tensors kept among the step's own scatter its memory
+            squares: Squares = _squares(gradients, counts, large)
+        else:
+            squares = self._norms(gradients)
         self._kept.append(
             _Step(
                 completed_updates(trainer),
                 trainer.current_epoch,
-                f"_optimizer{_index(trainer.optimizers, optimizer)}" if several else "",
-                self._norms(gradients),
-                tuple(counts),
+                self._suffixes[key],
+                squares,
+                counts,
                 rates,
             )
         )
@@ -128,6 +139,7 @@ class PlasticityOrderParameter(ThermoCallback):
     def reset(self, sharded: bool) -> None:
         """Forget the last run's gradients."""
         self._kept = []
+        self._suffixes, self._plain = {}, {}
         self._sharded = sharded
 
     def flush(self, session: Session, alone: bool = False) -> None:
@@ -136,40 +148,44 @@ class PlasticityOrderParameter(ThermoCallback):
         if not kept or (self._sharded and alone):
             return  # the sum over ranks would wait for those that are not here
         with session.timed(MINIBATCH):
-            squares = torch.stack([norm for step in kept for norm in step.norms]).double().square()
-            if self._sharded:
-                # each rank holds its shards' norms: one sum for the whole block of steps
-                torch.distributed.all_reduce(squares)
-            values = squares.cpu().numpy()
-            rows: list[tuple[int, int, dict[str, float]]] = []
-            start = 0
-            for alike, steps in _runs(kept):
-                # one table for steps of the same optimizer and parameters: all but a few are
-                width, suffix = sum(alike.counts), alike.suffix
-                table = values[start : start + width * len(steps)].reshape(len(steps), width)
-                start += table.size
-                ends = np.cumsum(alike.counts)
-                shares = np.stack(
-                    [part.sum(1) for part in np.split(table, ends[:-1], axis=1)], axis=1
-                )
-                scaled = (shares * np.array([step.rates for step in steps])).sum(1)
-                rows += [
-                    (step.step, step.epoch, {f"value{suffix}": value, f"scaled{suffix}": drop})
-                    for step, value, drop in zip(
-                        steps, shares.sum(1).tolist(), scaled.tolist(), strict=True
+            self._fetch(kept)
+            session.record_rows(
+                MINIBATCH,
+                [
+                    (
+                        step.step,
+                        step.epoch,
+                        {
+                            f"value{step.suffix}": sum(step.squares),
+                            f"scaled{step.suffix}": sum(map(mul, step.squares, step.rates)),
+                        },
                     )
-                ]
-            session.record_rows(MINIBATCH, rows)
+                    for step in kept
+                ],
+            )
 
-    def _norms(self, gradients: list[Tensor]) -> Sequence[Tensor]:
-        if all(type(g) is Tensor and g.dtype in _EXACT and not g.is_sparse for g in gradients):
-            return torch._foreach_norm(gradients)
-        if any(hasattr(g, "to_local") for g in gradients):
-            self._sharded = True  # sharded by the module itself
+    def _fetch(self, kept: list[_Step]) -> None:
+        """Bring norms that are still on the device, or in shards, to numbers a group."""
+        waiting = {i: s.squares for i, s in enumerate(kept) if isinstance(s.squares, Tensor)}
+        if not waiting:
+            return
+        squares = torch.cat(list(waiting.values())).double().square()
+        if self._sharded:
+            # each rank holds its shards' norms: one sum for the whole block of steps
+            torch.distributed.all_reduce(squares)
+        values = iter(squares.tolist())
+        for i in waiting:
+            sums = [sum(islice(values, count)) for count in kept[i].counts]
+            kept[i] = kept[i]._replace(squares=sums)
+
+    def _norms(self, gradients: list[Tensor]) -> Tensor:
+        if self._sharded:
             gradients = [g.to_local() if hasattr(g, "to_local") else g for g in gradients]
         gradients = [g.coalesce().values() if g.is_sparse else g for g in gradients]
+        if all(g.dtype in _EXACT for g in gradients):
+            return torch.stack(torch._foreach_norm(gradients))
         # a sum of squares in half precision overflows at 65504
-        return torch._foreach_norm(gradients, 2, torch.float32)
+        return torch.stack(torch._foreach_norm(gradients, 2, torch.float32))
 
 
 class _Step(NamedTuple):
@@ -178,23 +194,30 @@ class _Step(NamedTuple):
     step: int
     epoch: int
     suffix: str  # names the optimizer where there are several
-    norms: Sequence[Tensor]
-    counts: tuple[int, ...]  # gradients in each parameter group
+    squares: Squares  # a number for each group, or a tensor with each gradient's norm
+    counts: list[int]  # gradients in each parameter group
     rates: list[float]  # effective learning rate of each group
 
 
-def _on_cpu_strided(gradient: Tensor) -> bool:
-    return (
-        type(gradient) is Tensor
-        and gradient.device.type == "cpu"
-        and gradient.layout is torch.strided
-    )
+def _squares(gradients: list[Tensor], counts: list[int], large: bool) -> list[float]:
+    """Return the squared norm of each group's gradients, on the CPU."""
+    if not large:
+        norms = iter(torch._foreach_norm(gradients))
+        return [sum([norm.item() ** 2 for norm in islice(norms, count)]) for count in counts]
+    each = iter(gradients)
+    return [
+        sum(
+            norm.item() ** 2
+            for gradient in islice(each, count)
+            for norm in torch._foreach_norm(gradient.reshape(-1).split(_PIECE))
+        )
+        for count in counts
+    ]
 
 
-def _runs(kept: Sequence[_Step]) -> Iterator[tuple[_Step, list[_Step]]]:
-    for _, run in groupby(kept, key=lambda step: (step.suffix, step.counts)):
-        steps = list(run)
-        yield steps[0], steps
+def _suffix(optimizers: list[Any], optimizer: Any) -> str:
+    """Return what tells an optimizer's values from another's; nothing if it is the only one."""
+    return f"_optimizer{_index(optimizers, optimizer)}" if len(optimizers) > 1 else ""
 
 
 def _rate(group: dict[str, Any]) -> float:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from torch_thermo import dashboard
 from torch_thermo.callbacks._roots import Trainer
@@ -119,7 +118,7 @@ class Outlet:
                 {"step": step, "epoch": epoch, **scalars} for step, epoch, scalars in rows
             )
         for step, _, scalars in rows:
-            broken = [name for name, value in scalars.items() if not np.isfinite(value)]
+            broken = [name for name, value in scalars.items() if not math.isfinite(value)]
             if broken:
                 self._notice(
                     f"{observable} is not finite at step {step}: {', '.join(broken[:3])}",

@@ -36,7 +36,7 @@ def second_order(model: nn.Module, device: torch.device) -> Iterator[None]:
         enter(_no_fast_path())
         enter(_full_precision())
         if device.type == "cuda" and any(isinstance(m, nn.RNNBase) for m in model.modules()):
-            enter(torch.backends.cudnn.flags(enabled=False))
+            enter(_no_cudnn())
         # set_stance imports the compiler, seconds of work that a run without it is spared
         if "torch._dynamo" in sys.modules:
             enter(torch.compiler.set_stance("force_eager"))
@@ -65,6 +65,18 @@ def _no_parameter_hooks(model: nn.Module) -> Iterator[None]:
     finally:
         for parameter, hooks in hooked:
             parameter._backward_hooks = hooks
+
+
+@contextmanager
+def _no_cudnn() -> Iterator[None]:
+    # not torch.backends.cudnn.flags, which sets determinism and precision too, and raises where
+    # the precision was set backend by backend
+    before = torch.backends.cudnn.enabled
+    torch.backends.cudnn.enabled = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.enabled = before
 
 
 @contextmanager
