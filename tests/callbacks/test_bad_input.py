@@ -181,11 +181,14 @@ def test_nothing_due(tmp_path):
         make_trainer(tmp_path, callback).fit(Classifier(), loader())
 
 
-def test_what_was_never_measured_is_named(tmp_path):
+@pytest.mark.parametrize("logger", [None, False])
+def test_what_was_never_measured_is_named(tmp_path, monkeypatch, logger):
+    monkeypatch.chdir(tmp_path)
     late = At(steps=[100], end=False)
     callback = Thermometer(probe=12, callbacks=[WeightSymmetry(), GradientSymmetry(late)])
+    # that there is no logger is not the reason
     with pytest.warns(ThermoWarning, match=r"never measured gradient_symmetry: no measurement"):
-        make_trainer(tmp_path, callback).fit(Classifier(), loader())
+        make_trainer(tmp_path, callback, logger=logger).fit(Classifier(), loader())
 
 
 def test_a_run_shorter_than_a_schedule_is_measured_at_its_end(tmp_path):

@@ -12,6 +12,7 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 
 from tests.callbacks.support import (
     Classifier,
+    TwoOptimizers,
     cheap,
     event_scalars,
     events,
@@ -248,3 +249,17 @@ def test_a_figure_that_cannot_be_drawn_is_one_notice(tmp_path, monkeypatch):
     assert len(texts) == 1, texts
     assert "no canvas" in texts[0]
     assert steps_of(thermometer.stored())["hessian_density"] == [0, 1, 6]
+
+
+def test_each_of_two_optimizers_is_logged(tmp_path):
+    simple, callback = Simple(tmp_path), Thermometer()
+    with notices():
+        trainer = make_trainer(tmp_path, callback, logger=simple, log_every_n_steps=4)
+        trainer.fit(TwoOptimizers(), loader())
+
+    def steps(index: int) -> list[int]:
+        tag = f"thermo/order_parameter_minibatch/value_optimizer{index}"
+        return [step for step, row in simple.rows if tag in row]
+
+    assert steps(0) == [2, 6, 10]
+    assert steps(1) == [3, 7, 11]

@@ -12,10 +12,12 @@ import pytest
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from torch.utils.data import DataLoader, IterableDataset
 
 from tests.callbacks.support import (
     MAIN,
     Classifier,
+    blobs,
     cheap,
     event_scalars,
     loader,
@@ -140,6 +142,24 @@ def test_a_run_that_was_cut_off(tmp_path):
     fit(tmp_path, [again], saved(tmp_path, 12), 7)
     assert steps_of(again.stored())["order_parameter"] == [0, 1, 2, 3, 4, 6, 7, 10, 12, 13, 18, 24]
     assert steps_of(again.stored())["order_parameter_minibatch"] == list(range(24))
+
+
+def test_a_checkpoint_leaves_no_steps_in_memory(tmp_path):
+    seen: list[list[int]] = []
+
+    class Looking(Validated):
+        def on_train_epoch_start(self):
+            if self.current_epoch:
+                # a process that is killed now leaves its store as it is
+                seen.append(steps_of(thermometer.stored())["order_parameter_minibatch"])
+
+    thermometer = cheap(probe=16)
+    save = ModelCheckpoint(tmp_path, every_n_epochs=1)
+    trainer = make_trainer(
+        tmp_path, thermometer, save, enable_checkpointing=True, max_epochs=3, log_every_n_steps=50
+    )
+    trainer.fit(Looking(), loader())
+    assert seen == [list(range(6)), list(range(12))]
 
 
 def test_resumed_twice(tmp_path):
@@ -274,3 +294,27 @@ def test_resuming_without_a_logger(tmp_path, monkeypatch):
         stores.append(callback.stored())
     assert stores[0].path != stores[1].path
     assert steps_of(stores[1])["order_parameter_minibatch"] == list(range(12))
+
+
+class Passing(IterableDataset):
+    def __iter__(self):
+        return iter(blobs())
+
+
+def test_a_probe_that_passed_by_is_kept(tmp_path):
+    def measured() -> PlasticityOrderParameter:
+        return PlasticityOrderParameter(Every(steps=1), probe=20)
+
+    train = DataLoader(Passing(), batch_size=8)
+    first, again = measured(), measured()
+    save = ModelCheckpoint(tmp_path, "{step}", every_n_epochs=1)
+    with notices():
+        trainer = make_trainer(tmp_path, first, save, enable_checkpointing=True)
+        trainer.fit(Classifier(), train)
+        trainer = make_trainer(tmp_path, again, max_epochs=2)
+        trainer.fit(Classifier(), train, ckpt_path=str(tmp_path / "step=6.ckpt"))
+    # the first time it is complete before the third update; after that there is no gap
+    assert steps_of(again.stored())["order_parameter"] == list(range(3, 13))
+    assert again.session.probe.complete
+    old, new = (torch.cat([b[0] for b in c.session.probe.batches]) for c in (first, again))
+    assert torch.equal(old, new)

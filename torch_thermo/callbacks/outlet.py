@@ -21,7 +21,7 @@ class Outlet:
     """The outlet of one callback; those of one trainer share a store.
 
     Args:
-        notice: how to tell the user, `(text, key="")`.
+        notice: how to tell the user, `(text, key)`.
 
     Attributes:
         store: None if it could not be opened.
@@ -30,7 +30,7 @@ class Outlet:
             step would grow without end, and is here only if there is no store.
     """
 
-    def __init__(self, notice: Callable[..., None]) -> None:
+    def __init__(self, notice: Callable[..., object]) -> None:
         self.store: Store | None = None
         self.run_id = ""
         self.history: dict[str, list[dict[str, float]]] = {}

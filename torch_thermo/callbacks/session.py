@@ -77,11 +77,12 @@ class Session:
         self.closure = closure
         self.seed = seed
         self.source: LossSource | None = None
-        self.outlet = Outlet(self.notice)
+        self.outlet = Outlet(self.remark)
         self.observables: Sequence[str] = ()
         self.measuring_seconds: dict[str, float] = {}
         self.measurements: dict[str, int] = {}
-        self._told: dict[str, str] = {}
+        self._told: set[str] = set()
+        self._reasons: list[str] = []
         self._rank_zero = True
         self._started = 0.0
 
@@ -106,7 +107,7 @@ class Session:
         try:
             self.outlet.open(trainer, log_dir, step, observables, resumed, siblings, planned)
         except Exception as error:
-            self.notice(f"the measurements are kept in memory only: {error}")
+            self.remark(f"the measurements are kept in memory only: {error}")
 
     def prepare_probe(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the probe through the module's own hooks, or begin to collect it."""
@@ -178,7 +179,7 @@ class Session:
                 "give loss_fn=(output, target) or closure=(pl_module, batch)"
             )
         if runs and uncopied:
-            self.notice(f"shared with the run, since they can't be copied: {', '.join(uncopied)}")
+            self.remark(f"shared with the run, since they can't be copied: {', '.join(uncopied)}")
         return model
 
     def end(self, trainer: Trainer) -> None:
@@ -194,7 +195,7 @@ class Session:
                 "loss": self.source.description if self.source else "",
             },
         )
-        told = "; ".join(self._told.values())
+        told = "; ".join(self._reasons)
         short = "no measurement was due (the run was shorter than the schedules' intervals)"
         if not any(self.measurements.values()):
             self.warn_of_nothing(told or short)
@@ -241,7 +242,7 @@ class Session:
                 observable, step, epoch, measured.scalars, measured.arrays, measured.figures
             )
         except Exception as error:
-            self.notice(f"{observable} can't be kept: {error}", key=f"{observable} can't be kept")
+            self.remark(f"{observable} can't be kept: {error}", key=f"{observable} can't be kept")
 
     def record_rows(self, observable: str, rows: Rows) -> None:
         """Keep the scalars of some steps in the store, and log the last of each kind."""
@@ -255,14 +256,20 @@ class Session:
             self.outlet.log(observable, step, scalars)
 
     def notice(self, text: str, key: str = "") -> None:
-        """Warn once (for each `key`, default the text); the training goes on."""
+        """Warn once, for each `key` (default: the text), of what keeps something from measuring."""
+        if self.remark(text, key):
+            self._reasons.append(text)
+
+    def remark(self, text: str, key: str = "") -> bool:
+        """Warn once of what keeps nothing from being measured; return whether it was new."""
         if (key or text) in self._told:
-            return
-        self._told[key or text] = text
+            return False
+        self._told.add(key or text)
         if self._rank_zero:
             _warn(f"torch-thermo: {text}")
         else:
             _log.warning("%s", text)
+        return True
 
 
 def _warn(text: str) -> None:

@@ -21,7 +21,8 @@ class OrderParameter:
     Attributes:
         value: `||grad R||^2`, exact for the risk that was measured (float64 sum of squares).
         unbiased: what the examples say about the set they were drawn from; may be negative.
-        stderr: standard error of `unbiased`, by the jackknife over groups of batches.
+        stderr: standard error of `unbiased`, by the jackknife over groups of batches; too large by
+            1 / sqrt(1 - f) where the examples are a share f of a finite population.
         risk_value: R.
         per_layer: {parameter name: its share of `value`}; the shares add up to it.
         groups: how many groups of batches `unbiased` and `stderr` rest on.
