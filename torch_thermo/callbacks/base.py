@@ -98,11 +98,8 @@ class ThermoCallback(Callback):
             ValueError: naming the arguments.
         """
         probe, loss_fn, closure = self._arguments
-        own = {
-            "probe": not (isinstance(probe, int) and probe == EXAMPLES),
-            "loss_fn": loss_fn is not None,
-            "closure": closure is not None,
-        }
+        default = isinstance(probe, int) and probe == EXAMPLES
+        own = {"probe": not default, "loss_fn": loss_fn, "closure": closure}
         named = [name for name, given in own.items() if given]
         if named:
             raise ValueError(
