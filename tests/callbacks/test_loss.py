@@ -284,3 +284,29 @@ def test_the_null_logger_takes_what_loggers_take():
     assert not null
     with pytest.raises(AttributeError):
         _ = null.__fspath__
+
+
+class Ramped(Classifier):
+    """A penalty that is zero at the first steps."""
+
+    def training_step(self, batch, batch_idx):
+        ramp = max(0, self.trainer.global_step - 2)
+        penalty = sum(p.square().sum() for p in self.parameters())
+        return self.criterion(self(batch[0]), batch[1]) + 0.1 * ramp * penalty
+
+
+def test_a_penalty_that_comes_later_is_told_once(tmp_path):
+    callback = PlasticityOrderParameter(Every(steps=1))
+    with notices() as told:
+        make_trainer(tmp_path, callback, max_epochs=1).fit(Ramped(), loader())
+    assert callback.session.source.criterion == "criterion"
+    assert sum("no longer is" in text for text in told) == 1
+
+
+def test_a_criterion_that_stays_is_not_told(tmp_path):
+    callback = PlasticityOrderParameter(Every(steps=1))
+    with notices() as told:
+        make_trainer(tmp_path, callback, max_epochs=1).fit(Classifier(), loader())
+    assert callback.session.source.criterion == "criterion"
+    assert callback.session.measurements["order_parameter"] > 3
+    assert not any("no longer is" in text for text in told)

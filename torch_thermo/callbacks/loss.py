@@ -99,6 +99,21 @@ def acquire_loss(
     return TRAINING_STEP
 
 
+def disagreement(model: Any, batch: Any, source: LossSource) -> str | None:
+    """Return a notice if a criterion has ceased to be training_step's loss; else None.
+
+    A penalty that is ramped up from zero is not there when the loss is acquired.
+    """
+    if source.criterion is None or _agrees(
+        model, batch, source, _value(model, batch, TRAINING_STEP)
+    ):
+        return None
+    return (
+        f"self.{source.criterion}(self(x), y) was training_step's loss when measuring began and "
+        "no longer is: what is measured is the criterion; give loss_fn= or closure= to decide"
+    )
+
+
 def _value(model: Any, batch: Any, source: LossSource) -> float:
     return source.risk(model, [batch], None).value()
 

@@ -14,7 +14,7 @@ import torch
 
 from torch_thermo.callbacks import ranks
 from torch_thermo.callbacks._roots import LightningModule, Trainer
-from torch_thermo.callbacks.loss import TRAINING_STEP, LossSource, acquire_loss
+from torch_thermo.callbacks.loss import TRAINING_STEP, LossSource, acquire_loss, disagreement
 from torch_thermo.callbacks.outlet import Outlet, Rows
 from torch_thermo.callbacks.probe import Probe
 from torch_thermo.callbacks.quiet import quiet_shadow
@@ -145,6 +145,10 @@ class Session:
                 source = self.source or acquire_loss(
                     model, self.probe.batches[0], self.loss_fn, self.closure
                 )
+                if self.source is not None:
+                    changed = disagreement(model, self.probe.batches[0], source)
+                    if changed:
+                        self.notice(changed)
                 ready, state = Moment(self, trainer, pl_module, model, source), ranks.READY
         except Exception as error:
             self.notice(f"nothing can be measured: {error}")

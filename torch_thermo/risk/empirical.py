@@ -342,7 +342,9 @@ class Risk:
 
     def flatten(self, tensors: Iterable[Tensor]) -> Tensor:
         """Join one tensor for each parameter to a flat (n,) vector of the risk's dtype."""
-        return torch.cat([t.detach().reshape(-1).to(self.dtype) for t in tensors])
+        # embeddings with sparse=True have sparse gradients
+        dense = (t.detach().to_dense() if t.is_sparse else t.detach() for t in tensors)
+        return torch.cat([t.reshape(-1).to(self.dtype) for t in dense])
 
     def unflatten(self, vector: Tensor) -> tuple[Tensor, ...]:
         """Split a flat (n,) vector into tensors of the parameters' shapes and dtypes."""
