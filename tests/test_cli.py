@@ -41,6 +41,20 @@ def test_a_failure_ends_with_1_and_one_line(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("below", ["", "deeper/still"])
+def test_results_cannot_go_to_a_file(tmp_path, capsys, below):
+    (tmp_path / "out").write_text("mine")
+    # told before the data are looked for
+    out, data = tmp_path / "out" / below, tmp_path / "no.npz"
+    assert cli.main(["demo", "--out", str(out), "--data", str(data)]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    message = f"error: out must be a folder, got the file {tmp_path / 'out'} "
+    assert captured.err.startswith(message)
+    assert captured.err.count("\n") == 1
+    assert (tmp_path / "out").read_text() == "mine"
+
+
 def test_debug_shows_the_traceback(tmp_path):
     with pytest.raises(FileNotFoundError, match="no such data file"):
         cli.main(["demo", "--debug", "--data", str(tmp_path / "no.npz")])

@@ -357,3 +357,33 @@ class TestTwoRanks:
         for told in (rank["uncounted"] for rank in ranks):
             assert told["value"] == pytest.approx(float(norm))
             assert "got 100" in told["population"]
+
+
+class TestDivisors:
+    """The mean of a criterion with class weights or ignored targets is put together rightly."""
+
+    @pytest.mark.parametrize(
+        "criterion",
+        [
+            nn.CrossEntropyLoss(weight=torch.tensor([1.0, 5.0, 20.0], dtype=torch.float64)),
+            nn.CrossEntropyLoss(ignore_index=0),
+            nn.CrossEntropyLoss(ignore_index=1, label_smoothing=0.1),
+        ],
+    )
+    def test_ragged_batches_give_the_whole(self, criterion):
+        generator = torch.Generator().manual_seed(5)
+        model = nn.Linear(4, 3).double()
+        x = torch.randn(23, 4, generator=generator, dtype=torch.float64)
+        y = torch.randint(3, (23,), generator=generator)
+        y[:3] = criterion.ignore_index if criterion.ignore_index >= 0 else y[:3]
+        parts = [(x[:3], y[:3]), (x[3:10], y[3:10]), (x[10:], y[10:])]
+        whole, risk = Risk(model, criterion, [(x, y)]), Risk(model, criterion, parts)
+        expected = criterion(model(x), y)
+        assert risk.value() == pytest.approx(float(expected), rel=1e-13)
+        torch.testing.assert_close(risk.gradient(), whole.gradient(), rtol=1e-12, atol=1e-14)
+        v = torch.randn(risk.numel, generator=generator, dtype=torch.float64)
+        torch.testing.assert_close(
+            HessianOperator(risk) @ v, HessianOperator(whole) @ v, rtol=1e-12, atol=1e-14
+        )
+        by_examples = sum(len(b) * float(criterion(model(a), b)) for a, b in parts[1:]) / 20
+        assert abs(by_examples - float(expected)) > 1e-4  # the weights matter here

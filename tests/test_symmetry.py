@@ -171,6 +171,9 @@ def test_other_arguments_are_checked():
         symmetry_test(torch.ones(3), flips=0)
     with pytest.raises(ValueError, match="values must be real"):
         sign_balance(torch.ones(3, dtype=torch.complex64))
+    for function in (sign_balance, symmetry_test):
+        with pytest.raises(TypeError, match="values must be a tensor, got list"):
+            function([1.0, -1.0])
 
 
 @pytest.mark.parametrize("scale", [5e-324, 1e-200, 1e200, 1e308])

@@ -37,6 +37,7 @@ _ATOMS = (
     *(list, dict, tuple, set, frozenset),
 )
 _WEAK = (weakref.ref, weakref.ProxyType, weakref.CallableProxyType)
+_HELD = (list, dict, set)
 _COLLECTIONS = (list, dict, set, collections.deque, Tensor)
 
 
@@ -57,6 +58,80 @@ def preserved_generators() -> Iterator[None]:
         torch.set_rng_state(cpu)
         if cuda is not None:
             torch.cuda.set_rng_state_all(cuda)
+
+
+@contextmanager
+def preserved_weights(module: nn.Module) -> Iterator[list[str]]:
+    """Put parameters back: values, memory, `requires_grad`, `.grad` (which is None inside).
+
+    A shadow shares them, and a forward pass may write to weights (`nn.Embedding(max_norm=)`), a
+    training step too (target networks, clipped weights). Versions don't tell of writes through
+    `.data`, so values are kept and compared: one copy of the weights while it lasts.
+
+    Yields:
+        A list that at the end names the parameters that had been written to.
+    """
+    kept = [
+        (name, p, p.data, p.detach().clone(), p.requires_grad, p.grad)
+        for name, p in module.named_parameters()
+        if not isinstance(p, nn.parameter.UninitializedParameter)
+    ]
+    for _, parameter, *_ in kept:
+        parameter.grad = None
+    written: list[str] = []
+    try:
+        yield written
+    finally:
+        for name, parameter, memory, value, flag, gradient in kept:
+            if parameter.data_ptr() != memory.data_ptr() or parameter.requires_grad != flag:
+                written.append(name)
+                parameter.data = memory
+                parameter.requires_grad_(flag)
+            if not _equal(memory, value):
+                written.append(name)
+                memory.copy_(value)
+            parameter.grad = gradient
+        written[:] = dict.fromkeys(written)
+
+
+@contextmanager
+def preserved_attributes(objects: Iterable[object]) -> Iterator[None]:
+    """Put objects' attributes back, and what their own lists, dictionaries and sets hold."""
+    kept = [(vars(obj), _Held(vars(obj))) for obj in objects]
+    inner = [
+        (value, _Held(value))
+        for attributes, _ in kept
+        for value in attributes.values()
+        if type(value) in _HELD
+    ]
+    try:
+        yield
+    finally:
+        for container, held in (*inner, *kept):
+            held.put_back(container)
+
+
+class _Held:
+    """The items of a list, dictionary or set, to be put back into it."""
+
+    def __init__(self, container: Any) -> None:
+        self.items = container.copy()
+
+    def put_back(self, container: Any) -> None:
+        if type(container) is list:
+            container[:] = self.items
+        else:
+            container.clear()
+            container.update(self.items)
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    if one.is_sparse or hasattr(one, "to_local") or one.is_meta:
+        return True  # such kinds can't be compared; a forward pass doesn't write to them
+    if torch.equal(one, other):
+        return True
+    same = (one == other) | (one.isnan() & other.isnan())
+    return bool(same.all())
 
 
 def shadow(module: T, share: Iterable[object] = ()) -> tuple[T, list[str]]:

@@ -77,6 +77,7 @@ def sign_balance(values: Tensor) -> SignBalance:
 
     Raises:
         ValueError: a value is NaN or infinite, or complex.
+        TypeError: `values` is not a tensor.
     """
     flat = _checked(values)
     positive, negative = int((flat > 0).sum()), int((flat < 0).sum())
@@ -112,6 +113,7 @@ def symmetry_test(values: Tensor, seed: int = 0, flips: int = 32) -> SymmetryTes
 
     Raises:
         ValueError: a value is NaN or infinite or complex, or `flips` is below 1.
+        TypeError: `values` is not a tensor.
 
     Examples:
         >>> test = symmetry_test(torch.tensor([3.0, -3.0, 1.0, -1.0]))
@@ -155,6 +157,8 @@ def symmetry_test(values: Tensor, seed: int = 0, flips: int = 32) -> SymmetryTes
 
 
 def _checked(values: Tensor) -> Tensor:
+    if not isinstance(values, Tensor):
+        raise TypeError(f"values must be a tensor, got {type(values).__name__}")
     flat = values.detach().reshape(-1)
     if flat.is_complex():
         raise ValueError(f"values must be real, got {flat.dtype}")

@@ -42,6 +42,7 @@ START = At(steps=[0], end=False)
         (lambda: HessianSpectrum(density_probes=0), "density_probes must be at least 1, got 0"),
         (lambda: HessianSpectrum(examples=0), "examples must be at least 1, got 0"),
         (lambda: HessianSpectrum(operators=["jacobian"]), "operators must be of .*'jacobian'"),
+        (lambda: HessianSpectrum(operators=["functional"] * 2), "'functional' twice"),
         (lambda: PlasticityOrderParameter(examples=-2), "examples must be at least 1, got -2"),
         (lambda: Thermometer(budget=0), r"budget must be a share in \(0, 1\], got 0"),
         (lambda: Thermometer(budget=1.5), "got 1.5"),
@@ -54,9 +55,61 @@ def test_values_out_of_range(make, message):
         make()
 
 
-def test_a_schedule_must_be_callable():
-    with pytest.raises(TypeError, match="schedule must be callable, got int"):
-        PlasticityOrderParameter(schedule=5)
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: HessianSpectrum(steps=2.5), r"^steps must be a whole number, got 2\.5"),
+        (lambda: HessianSpectrum(density_steps="9"), "density_steps must be .* got '9'"),
+        (lambda: HessianSpectrum(density_probes=True), "density_probes must be .* got True"),
+        (lambda: HessianSpectrum(operators="hessian"), r'as \["hessian"\], got \'hessian\''),
+        (lambda: HessianSpectrum(operators=None), "operators must be a list .* got None"),
+        (lambda: HessianSpectrum(density=0), "density must be callable, got int"),
+        (lambda: Thermometer(budget="a"), "budget must be a number, got 'a'"),
+        (lambda: Thermometer(budget=True), "budget must be a number, got True"),
+        (lambda: Thermometer(callbacks=WeightSymmetry()), "must be a list .* got WeightSymmetry"),
+        (lambda: Thermometer(callbacks=[WeightSymmetry]), "got <class .*WeightSymmetry'>"),
+        (lambda: Thermometer(callbacks=[pl.Callback()]), r"got <pytorch_lightning.*\.Callback "),
+    ],
+)
+def test_arguments_of_another_kind(make, message):
+    with pytest.raises(TypeError, match=message):
+        make()
+
+
+@pytest.mark.parametrize("schedule", [5, 0, ()])
+@pytest.mark.parametrize(
+    "kind", [PlasticityOrderParameter, GradientSymmetry, WeightSymmetry, HessianSpectrum]
+)
+def test_a_schedule_must_be_callable(kind, schedule):
+    with pytest.raises(
+        TypeError, match=f"schedule must be callable, got {type(schedule).__name__}"
+    ):
+        kind(schedule=schedule)
+
+
+def test_extremes_alone():
+    assert HessianSpectrum(operators=()).observables() == ["hessian_extremes"]
+
+
+@pytest.mark.parametrize(
+    ("operator", "name"),
+    [
+        ("functional", "the functional part of the Hessian"),
+        ("gauss_newton", "the Gauss-Newton matrix"),
+    ],
+)
+def test_a_part_of_the_hessian_without_a_criterion_says_what_to_change(tmp_path, operator, name):
+    class Own(Classifier):
+        def training_step(self, batch, batch_idx):
+            return nn.functional.cross_entropy(self(batch[0]), batch[1], label_smoothing=0.1)
+
+    spectrum = HessianSpectrum(START, START, operators=["hessian", operator], density_steps=3)
+    with notices() as texts:
+        make_trainer(tmp_path, Thermometer(probe=12, callbacks=[spectrum])).fit(Own(), loader())
+    assert f"{operator}_density is skipped from step 0 on: {name} needs the loss as" in texts[0]
+    assert "give Thermometer(loss_fn=...)" in texts[0]
+    assert "self.criterion(self(x), y) in training_step" in texts[0]
+    assert len(texts) == 1, texts
 
 
 def test_two_callbacks_of_one_observable_in_a_bundle_are_refused():
@@ -71,7 +124,16 @@ def test_arguments_of_members_that_would_be_dropped_are_refused():
         Thermometer(callbacks=[HessianSpectrum(loss_fn=nn.functional.cross_entropy)])
 
 
-@pytest.mark.parametrize("options", [{"logger": False}, {"fast_dev_run": 3}, {"barebones": True}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"logger": False},
+        {"logger": False, "default_root_dir": "runs/here"},
+        {"logger": False, "default_root_dir": "s3://bucket/runs"},
+        {"fast_dev_run": 3},
+        {"barebones": True},
+    ],
+)
 def test_runs_without_a_logger(tmp_path, monkeypatch, options):
     monkeypatch.chdir(tmp_path)
     callback = cheap()
@@ -89,7 +151,9 @@ def test_runs_without_a_logger(tmp_path, monkeypatch, options):
     assert "no logger" in texts[0]
     updates = 3 if "fast_dev_run" in options else 6
     stored = callback.stored()
-    assert stored.path.parent.name == "thermo_runs"
+    local = options.get("default_root_dir") == "runs/here"
+    root = tmp_path / "runs/here" if local else tmp_path
+    assert stored.path.parent.resolve() == root / "thermo_runs"
     assert stored.id in stored.path.name
     assert finite(stored, "order_parameter_minibatch") == list(range(updates))
     assert finite(stored, "order_parameter")[-1] == updates

@@ -23,8 +23,10 @@ from tests.callbacks.support import (
     tensorboard,
 )
 from torch_thermo.callbacks import (
+    At,
     Every,
     GradientSymmetry,
+    HessianSpectrum,
     PlasticityOrderParameter,
     Thermometer,
     WeightSymmetry,
@@ -263,3 +265,18 @@ def test_each_of_two_optimizers_is_logged(tmp_path):
 
     assert steps(0) == [2, 6, 10]
     assert steps(1) == [3, 7, 11]
+
+
+def test_a_density_is_stored_with_its_standard_errors(tmp_path):
+    start = At(steps=[0], end=False)
+    callback = HessianSpectrum(start, start, density_steps=6, density_probes=4, probe=12)
+    make_trainer(tmp_path, callback).fit(Classifier(), loader())
+    stored = callback.stored()
+    for observable in ("hessian_density", "functional_density"):
+        weights, nodes = (stored.arrays(observable, 0)[name] for name in ("weights", "nodes"))
+        below = (weights * (nodes < 0)).sum(1)
+        mass = stored.series(f"{observable}/negative_mass").values
+        stderr = stored.series(f"{observable}/negative_mass_stderr").values
+        assert mass == pytest.approx([below.mean()])
+        assert stderr == pytest.approx([below.std(ddof=1) / 2])
+        assert 0.0 < stderr[0] < mass[0] < 1.0

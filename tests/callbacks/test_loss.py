@@ -310,3 +310,34 @@ def test_a_criterion_that_stays_is_not_told(tmp_path):
     assert callback.session.source.criterion == "criterion"
     assert callback.session.measurements["order_parameter"] > 3
     assert not any("no longer is" in text for text in told)
+
+
+class Summed(Classifier):
+    def training_step(self, batch, batch_idx):
+        return nn.functional.cross_entropy(self(batch[0]), batch[1], reduction="sum")
+
+
+class Weighted(Classifier):
+    """Class weights in the criterion: the risk weighs as its mean does."""
+
+    def __init__(self):
+        super().__init__()
+        self.criterion = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 5.0, 20.0]))
+
+
+def test_a_sum_is_told(tmp_path):
+    callback = PlasticityOrderParameter(START)
+    with notices() as told:
+        make_trainer(tmp_path, callback).fit(Summed(), loader())
+    assert sum("is not the mean over its halves" in text for text in told) == 1
+
+
+def test_class_weights_are_those_of_the_whole_probe(tmp_path):
+    callback = PlasticityOrderParameter(START)
+    module = Weighted()
+    x, y = blobs().tensors
+    expected = float(module.criterion(module(x), y).detach())
+    with notices() as told:
+        make_trainer(tmp_path, callback).fit(module, loader())
+    assert not any("halves" in text for text in told)
+    assert callback.history["order_parameter"][0]["risk"] == pytest.approx(expected, rel=1e-6)

@@ -9,8 +9,11 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from torch.utils.data import (
+    BatchSampler,
     DataLoader,
     IterableDataset,
+    Sampler,
+    SequentialSampler,
     SubsetRandomSampler,
     WeightedRandomSampler,
 )
@@ -39,6 +42,13 @@ class Passing(IterableDataset):
 
     def __iter__(self) -> Any:
         return ((torch.full((6,), float(i)), i % 3) for i in range(self.examples))
+
+
+class Batches:
+    """Batches without a loader."""
+
+    def __iter__(self) -> Any:
+        return ((torch.full((4, 6), float(i)), torch.zeros(4, dtype=torch.long)) for i in range(3))
 
 
 def test_same_seed_same_examples(tmp_path):
@@ -83,13 +93,85 @@ def test_sampler_of_a_subset_is_respected(tmp_path):
     assert probe.population == 20
 
 
-def test_unknown_samplers_pass_by(tmp_path):
-    sampler = WeightedRandomSampler([1.0] * 24 + [0.0] * 24, 48)
+def test_a_weighted_drawing_has_all_examples_that_it_may_draw(tmp_path):
+    sampler = WeightedRandomSampler([0.1] * 20 + [3.0] * 4 + [0.0] * 24, 48)
     with notices() as texts:
-        probe = drawn(tmp_path, 20, loader(Numbered(), shuffle=False, sampler=sampler))
-    assert max(numbers(probe)) < 24
+        probe = drawn(tmp_path, 512, loader(Numbered(), shuffle=False, sampler=sampler))
+    assert sorted(numbers(probe)) == list(range(24))
+    assert probe.population == 24
+    assert not texts
+
+
+class Halves(Sampler):
+    def __iter__(self) -> Any:
+        return iter(range(24))
+
+    def __len__(self) -> int:
+        return 24
+
+
+class Whole(Numbered):
+    """Returns batches."""
+
+    def __getitem__(self, index: int) -> Any:
+        x, y = super().__getitem__(index)
+        return x[None], torch.tensor([y])
+
+
+@pytest.mark.parametrize(
+    ("train", "reason"),
+    [
+        (
+            lambda: loader(Numbered(), shuffle=False, sampler=Halves()),
+            "it is not known which examples a Halves draws",
+        ),
+        (lambda: DataLoader(Passing(), 8), "the data set Passing has no indices"),
+        (
+            lambda: DataLoader(Whole(), batch_size=None),
+            "the data set Whole returns whole batches (batch_size=None)",
+        ),
+        (lambda: [loader(Numbered())], "the data come from a list, not from one DataLoader"),
+        (lambda: Batches(), "the data come from a Batches, not from one DataLoader"),
+    ],
+    ids=["sampler", "iterable", "batches", "loaders", "other"],
+)
+def test_why_the_examples_pass_by_is_told(tmp_path, train, reason):
+    class Module(Classifier):
+        def training_step(self, batch, batch_idx):
+            return super().training_step(batch[0] if len(batch) == 1 else batch, batch_idx)
+
+    with notices() as texts:
+        probe = drawn(tmp_path, 6, train(), Module())
     assert probe.population is None
-    assert "can't be indexed" in texts[0]
+    assert sum(batch_size(batch) for batch in probe.batches) >= 6
+    assert f"{reason}, so the probe is the first 6 examples that pass" in texts[0]
+
+
+@pytest.mark.parametrize(("batches", "expected"), [(2, 16), (0.5, 24), (1.0, 48)])
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_overfitting_batches_are_all_that_is_drawn_from(tmp_path, batches, expected, shuffle):
+    callback = PlasticityOrderParameter(START)
+    data = Numbered()
+    with notices() as texts:
+        trainer = make_trainer(tmp_path, callback, overfit_batches=batches, max_epochs=2)
+        trainer.fit(Classifier(), loader(data, shuffle=shuffle))
+    probe = callback.session.probe
+    assert sorted(numbers(probe)) == sorted(set(data.read)) == list(range(expected))
+    assert probe.population == expected
+    assert not texts
+
+
+def test_overfitting_batches_of_a_drawing_of_its_own(tmp_path):
+    class Pairs(BatchSampler):
+        def __iter__(self):
+            return iter([[40, 41], [30, 31], [20, 21]])
+
+    train = DataLoader(Numbered(), batch_sampler=Pairs(SequentialSampler(range(48)), 2, False))
+    callback = PlasticityOrderParameter(Every(steps=1), probe=4)
+    with notices() as texts:
+        make_trainer(tmp_path, callback, overfit_batches=2).fit(Classifier(), train)
+    assert numbers(callback.session.probe) == [40, 41, 30, 31]
+    assert "the first batches of a Pairs, so the probe is the first 4" in texts[0]
 
 
 def test_iterable_data_pass_by(tmp_path):
@@ -159,7 +241,11 @@ def test_validation_examples_without_validation(tmp_path):
     callback = Thermometer(probe="val")
     with notices() as texts:
         make_trainer(tmp_path, callback).fit(Classifier(), loader())
-    assert any('probe="val" needs one validation loader' in text for text in texts)
+    assert any(
+        'probe="val" needs one validation loader over an indexable data set, but there is none'
+        in text
+        for text in texts
+    )
     assert finite(callback.stored(), "weight_symmetry", "sign_balance")
 
 
@@ -183,6 +269,8 @@ def test_examples_of_the_user(tmp_path, given):
     [
         (0, ValueError, "probe must be at least 1 example, got 0"),
         (-3, ValueError, "got -3"),
+        ([], ValueError, r"probe must hold at least 1 example, got \[\]"),
+        ((), ValueError, "probe must hold at least 1 example"),
         ("test", ValueError, 'probe must be "train" or "val", got \'test\''),
         (True, TypeError, "probe must be a number"),
         (1.5, TypeError, "probe must be a number"),
@@ -237,6 +325,7 @@ def test_stored_probe_wins_over_a_new_drawing(tmp_path):
     class Trainer:
         train_dataloader = loader(Numbered())
         global_rank, world_size = 0, 1
+        overfit_batches = 0
         datamodule = None
         strategy = type("S", (), {"root_device": torch.device("cpu")})
         precision_plugin = type("P", (), {"convert_input": staticmethod(lambda batch: batch)})

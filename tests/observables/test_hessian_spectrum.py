@@ -206,6 +206,11 @@ class TestErrors:
                 hessian_spectrum(risk, steps=steps)
         with pytest.raises(ValueError, match="probes must be at least 1, got 0"):
             hessian_spectrum(risk, probes=0)
+        for value in (2.5, True, "3"):
+            with pytest.raises(TypeError, match=f"steps must be a whole number, got {value!r}"):
+                hessian_spectrum(risk, steps=value)
+        with pytest.raises(TypeError, match="risk must be a Risk, got Sequential"):
+            hessian_spectrum(risk.model)
 
     @pytest.mark.parametrize("bad", [math.nan, math.inf])
     def test_weights_that_are_not_finite(self, bad):

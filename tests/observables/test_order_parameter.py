@@ -265,3 +265,7 @@ class TestUndefined:
     def test_groups(self):
         with pytest.raises(ValueError, match="groups must be at least 1, got 0"):
             plasticity_order_parameter(Risk(net(), squared, batches(*population(4), 4)), groups=0)
+
+    def test_a_model_is_no_risk(self):
+        with pytest.raises(TypeError, match="risk must be a Risk, got Sequential"):
+            plasticity_order_parameter(net())

@@ -110,3 +110,11 @@ class TestGradient:
             gradient_symmetry(
                 Risk(model, lambda o, t: (o - t).square().mean(), [(randn(3, 4), randn(3, 1))])
             )
+
+
+def test_a_model_is_no_risk_and_a_risk_no_model():
+    model = relu_net()
+    with pytest.raises(TypeError, match="risk must be a Risk, got Sequential"):
+        gradient_symmetry(model)
+    with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module, got Risk"):
+        weight_symmetry(risk_of(model))

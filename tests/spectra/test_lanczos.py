@@ -357,6 +357,17 @@ def test_arguments_are_checked(arguments, message):
         lanczos(**{"op": torch.eye(4), "steps": 3, **arguments})
 
 
+@pytest.mark.parametrize("name", ["steps", "probes"])
+@pytest.mark.parametrize("value", [2.5, True, "3", None])
+def test_numbers_must_be_whole(name, value):
+    message = f"{name} must be a whole number, got {value!r}"
+    arguments = {"steps": 3, name: value}
+    with pytest.raises(TypeError, match=message):
+        lanczos(torch.eye(4), **arguments)
+    with pytest.raises(TypeError, match=message):
+        lanczos_memory(4, **arguments)
+
+
 def test_a_product_of_another_shape_is_refused():
     class Wrong(Counting):
         def __matmul__(self, vectors):

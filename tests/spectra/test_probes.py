@@ -98,3 +98,7 @@ def test_arguments_are_checked():
         rademacher(0, 1)
     with pytest.raises(ValueError, match="count must be at least 1, got 0"):
         rademacher(1, 0)
+    with pytest.raises(TypeError, match=r"dimension must be a whole number, got 2\.5"):
+        rademacher(2.5, 1)
+    with pytest.raises(TypeError, match="count must be a whole number, got True"):
+        rademacher(1, True)

@@ -121,6 +121,8 @@ def test_seeded_and_outside_the_global_generator():
 def test_arguments_are_checked():
     with pytest.raises(ValueError, match="probes must be at least 1, got 0"):
         trace(torch.eye(3), probes=0)
+    with pytest.raises(TypeError, match=r"probes must be a whole number, got 2\.5"):
+        trace(torch.eye(3), probes=2.5)
     with pytest.raises(ValueError, match="op must be square"):
         trace(torch.ones(3, 2))
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 from torch_thermo.callbacks import ranks
 from torch_thermo.callbacks._roots import Callback, LightningModule, Trainer
 from torch_thermo.callbacks.loss import check_loss_arguments, why_unmeasurable
 from torch_thermo.callbacks.probe import EXAMPLES, Probe, Source
-from torch_thermo.callbacks.schedule import AnyOf, Schedule
+from torch_thermo.callbacks.quiet import undisturbed
+from torch_thermo.callbacks.schedule import AnyOf, Schedule, whole
 from torch_thermo.callbacks.session import Measurement, Moment, Session, completed_updates
-from torch_thermo.isolation import preserved_generators
 from torch_thermo.risk import Closure, LossFn
 from torch_thermo.store import Run, load_run
 
@@ -61,8 +62,15 @@ class ThermoCallback(Callback):
         check_loss_arguments(loss_fn, closure)
         if not callable(schedule):
             raise TypeError(f"schedule must be callable, got {type(schedule).__name__}")
-        if examples is not None and examples < 1:
-            raise ValueError(f"examples must be at least 1, got {examples}")
+        try:
+            schedule(0, 0)
+        except Exception as error:
+            raise TypeError(
+                f"schedule must be a callable of (step, epoch), got {schedule!r}: {error}"
+            ) from error
+        if examples is not None:
+            whole("examples", examples, 1)
+        whole("seed", seed, 0)
         self.schedule = schedule
         self.examples = examples
         self.seed = seed
@@ -329,8 +337,7 @@ class ThermoCallback(Callback):
         due: Sequence[ThermoCallback] = [
             member
             for member in self._measured()
-            if self._last.get(member.observable) != step
-            and (member.schedule(step, epoch) or (end and getattr(member.schedule, "end", False)))
+            if self._last.get(member.observable) != step and self._is_due(member, step, epoch, end)
         ]
         if not due:
             return
@@ -340,16 +347,37 @@ class ThermoCallback(Callback):
         due = self.affordable(trainer, due)
         if not due:
             return
-        session = self.session
-        with session.timed("preparation"), preserved_generators():
-            moment = session.moment(trainer, pl_module, any(m.needs_loss for m in due))
+        loss = any(member.needs_loss for member in due)
         completed = trainer.current_epoch if epoch is None else epoch
-        with moment.isolated():
-            for member in due:
-                if moment.has_loss or not member.needs_loss:
-                    self._measure(member, moment, completed)
-                else:
-                    del self._last[member.observable]
+        with ExitStack() as stack:
+            written = stack.enter_context(undisturbed(trainer, pl_module)) if loss else []
+            with self.session.timed("preparation"):
+                moment = self.session.moment(trainer, pl_module, loss)
+            with moment.isolated():
+                for member in due:
+                    if moment.has_loss or not member.needs_loss:
+                        self._measure(member, moment, completed)
+                    else:
+                        del self._last[member.observable]
+        if written:
+            self.session.notice(
+                f"training_step or forward writes to {', '.join(written[:3])}: each measurement "
+                "writes too and is put back after, so the run is as it was, but what is measured "
+                "is not of one point; give loss_fn= or closure= that does not write",
+                key="weights written",
+            )
+
+    def _is_due(self, member: ThermoCallback, step: int, epoch: int | None, end: bool) -> bool:
+        try:
+            return bool(member.schedule(step, epoch)) or (
+                end and bool(getattr(member.schedule, "end", False))
+            )
+        except Exception as error:  # a schedule of the user's
+            self._skipped[member.observable] = f"its schedule raised {error!r}"
+            self.session.notice(
+                f"{member.observable} is skipped from step {step} on: its schedule raised {error!r}"
+            )
+            return False
 
     def _measure(self, member: ThermoCallback, moment: Moment, epoch: int) -> None:
         name, session = member.observable, self.session

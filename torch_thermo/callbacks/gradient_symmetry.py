@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch_thermo.callbacks.base import ThermoCallback
 from torch_thermo.callbacks.order_parameter import often
-from torch_thermo.callbacks.probe import Source
+from torch_thermo.callbacks.probe import EXAMPLES, Source
 from torch_thermo.callbacks.schedule import Schedule
 from torch_thermo.callbacks.session import Measurement, Moment
 from torch_thermo.callbacks.symmetry import balances
@@ -30,13 +30,14 @@ class GradientSymmetry(ThermoCallback):
     def __init__(
         self,
         schedule: Schedule | None = None,
-        probe: Source = 512,
+        probe: Source = EXAMPLES,
         examples: int | None = None,
         loss_fn: LossFn | None = None,
         closure: Closure | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__(schedule or often(), probe, examples, loss_fn, closure, seed)
+        schedule = often() if schedule is None else schedule
+        super().__init__(schedule, probe, examples, loss_fn, closure, seed)
 
     def measure(self, moment: Moment) -> Measurement:
         """Measure the gradient on the probe."""

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from torch_thermo.callbacks.base import ThermoCallback
-from torch_thermo.callbacks.probe import SMALL, Source
-from torch_thermo.callbacks.schedule import Log, Schedule
+from torch_thermo.callbacks.probe import EXAMPLES, SMALL, Source
+from torch_thermo.callbacks.schedule import Log, Schedule, whole
 from torch_thermo.callbacks.session import Measurement, Moment
 from torch_thermo.observables.hessian_spectrum import OperatorName, hessian_spectrum
 from torch_thermo.risk import Closure, LossFn, Risk
 from torch_thermo.spectra import rademacher
 
-_OPERATORS = get_args(OperatorName)
+# what they are called in errors
+_OPERATORS: dict[OperatorName, str] = {
+    "hessian": "the Hessian",
+    "functional": "the functional part of the Hessian",
+    "gauss_newton": "the Gauss-Newton matrix",
+}
 
 
 class _Extremes(ThermoCallback):
@@ -80,7 +85,18 @@ class _Density(ThermoCallback):
         self.observable = f"{operator}_density"
 
     def measure(self, moment: Moment) -> Measurement:
-        """Measure nodes and weights, trace, odd moment and the negative mass."""
+        """Measure nodes and weights, trace, odd moment and the negative mass.
+
+        Raises:
+            TypeError: the operator needs the loss as a function of the output.
+        """
+        if self.operator != "hessian" and moment.source and moment.source.closure is not None:
+            # on all ranks alike: where the loss comes from is agreed upon
+            raise TypeError(
+                f"{_OPERATORS[self.operator]} needs the loss as a function of the output: give "
+                "Thermometer(loss_fn=...), or keep it as self.criterion and call "
+                "self.criterion(self(x), y) in training_step"
+            )
         result = hessian_spectrum(
             moment.risk(self.examples),
             self.operator,
@@ -97,6 +113,7 @@ class _Density(ThermoCallback):
                 "odd3": third.value,
                 "odd3_stderr": third.stderr,
                 "negative_mass": measure.negative_mass.value,
+                "negative_mass_stderr": measure.negative_mass.stderr,
                 "lambda_min": result.extremes.min.value,
                 "lambda_max": result.extremes.max.value,
             },
@@ -128,12 +145,15 @@ class HessianSpectrum(ThermoCallback):
         steps: Lanczos steps of the extremes.
         density_steps: Lanczos steps of the densities.
         density_probes: start vectors of the densities.
-        operators: whose density: "hessian", "functional", "gauss_newton".
+        operators: whose density: of "hessian", "functional", "gauss_newton", each once; of none,
+            `()`: the extremes only.
         examples: measure on so many of the probe's examples.
         probe, loss_fn, closure, seed: see `ThermoCallback`.
 
     Raises:
-        ValueError: steps or probes below 1, an unknown operator, and see `ThermoCallback`.
+        ValueError: steps or probes below 1, an operator that is unknown or named twice, and see
+            `ThermoCallback`.
+        TypeError: arguments of another kind.
     """
 
     observable = "hessian_spectrum"
@@ -147,7 +167,7 @@ class HessianSpectrum(ThermoCallback):
         density_probes: int = 2,
         operators: Sequence[OperatorName] = ("hessian", "functional"),
         examples: int | None = 128,
-        probe: Source = 512,
+        probe: Source = EXAMPLES,
         loss_fn: LossFn | None = None,
         closure: Closure | None = None,
         seed: int = 0,
@@ -157,14 +177,13 @@ class HessianSpectrum(ThermoCallback):
             ("density_steps", density_steps),
             ("density_probes", density_probes),
         ):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        for operator in operators:
-            if operator not in _OPERATORS:
-                raise ValueError(f"operators must be of {sorted(_OPERATORS)}, got {operator!r}")
-        schedule = schedule or Log(per_decade=4)
+            whole(name, value, 1)
+        _check_operators(operators)
+        schedule = Log(per_decade=4) if schedule is None else schedule
+        density = Log(per_decade=1) if density is None else density
+        if not callable(density):
+            raise TypeError(f"density must be callable, got {type(density).__name__}")
         super().__init__(schedule, probe, examples, loss_fn, closure, seed)
-        density = density or Log(per_decade=1)
         self._members: tuple[ThermoCallback, ...] = (
             _Extremes(schedule, steps, examples, seed),
             *(
@@ -180,6 +199,16 @@ class HessianSpectrum(ThermoCallback):
     def observables(self) -> Sequence[str]:
         """Return all names."""
         return [name for member in self._members for name in member.observables()]
+
+
+def _check_operators(operators: Sequence[OperatorName]) -> None:
+    if isinstance(operators, str) or not isinstance(operators, Sequence):
+        raise TypeError(f'operators must be a list of names, as ["hessian"], got {operators!r}')
+    for operator in operators:
+        if operator not in _OPERATORS:
+            raise ValueError(f"operators must be of {sorted(_OPERATORS)}, got {operator!r}")
+        if operators.count(operator) > 1:
+            raise ValueError(f"operators must be named once each, got {operator!r} twice")
 
 
 def _warm_start(vectors: Tensor | None, risk: Risk, seed: int) -> Tensor | None:

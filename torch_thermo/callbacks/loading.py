@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 from torch.utils.data import (
+    BatchSampler,
     DataLoader,
     Dataset,
     DistributedSampler,
@@ -15,6 +16,7 @@ from torch.utils.data import (
     RandomSampler,
     SequentialSampler,
     SubsetRandomSampler,
+    WeightedRandomSampler,
 )
 
 from torch_thermo.callbacks._roots import LightningModule, Trainer
@@ -26,40 +28,60 @@ _BULK = 64 * 2**20
 Collate = Callable[[Any], Any]
 
 
-def find_loader(trainer: Trainer, split: str) -> DataLoader[Any] | None:
-    """Return the loader of "train" (None if there are several) or of "val".
+class NoIndices(Exception):
+    """Why examples can't be drawn from the run's data by index."""
+
+
+def find_loader(trainer: Trainer, split: str) -> DataLoader[Any]:
+    """Return the loader of "train" or of "val".
 
     Raises:
-        ValueError: "val" without exactly one loader over an indexable data set.
+        NoIndices: there is not exactly one, or it is no `DataLoader`.
     """
-    loader = trainer.train_dataloader if split == "train" else trainer.val_dataloaders
-    if split == "val":
-        if isinstance(loader, list | tuple) and len(loader) == 1:
-            loader = loader[0]
-        if not isinstance(loader, DataLoader) or find_candidates(loader) is None:
-            raise ValueError(
-                'probe="val" needs one validation loader over an indexable data set, got '
-                f"{type(loader).__name__}; give the batch or the loader itself"
-            )
-    return loader if isinstance(loader, DataLoader) else None
+    loader: Any = trainer.train_dataloader if split == "train" else trainer.val_dataloaders
+    if split == "val" and isinstance(loader, list | tuple) and len(loader) == 1:
+        loader = loader[0]
+    if isinstance(loader, DataLoader):
+        return loader
+    if loader is None:
+        raise NoIndices("there is none")
+    raise NoIndices(f"the data come from a {type(loader).__name__}, not from one DataLoader")
 
 
-def find_candidates(loader: DataLoader[Any]) -> Sequence[int] | None:
-    """Return the indices a loader draws from; None if that can't be known."""
-    dataset = loader.dataset
+def find_candidates(loader: DataLoader[Any], trainer: Trainer, split: str) -> Sequence[int]:
+    """Return the indices a loader draws from; a weighted drawing's as if all weighed the same.
+
+    Raises:
+        NoIndices: that can't be known.
+    """
+    dataset, batch_sampler = loader.dataset, loader.batch_sampler
+    name = type(dataset).__name__
     if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
-        return None
-    if loader.batch_sampler is None:
-        return None  # the data set returns batches
-    sampler = getattr(loader.batch_sampler, "sampler", loader.sampler)
+        raise NoIndices(f"the data set {name} has no indices")
+    if batch_sampler is None:
+        raise NoIndices(f"the data set {name} returns whole batches (batch_size=None)")
+    sampler = getattr(batch_sampler, "sampler", loader.sampler)
+    ranks = 1
     if isinstance(sampler, DistributedSampler):
+        ranks = sampler.num_replicas
         # Lightning wraps samplers of other kinds for distributed runs
         sampler = getattr(getattr(sampler, "dataset", None), "_sampler", sampler)
+    candidates: Sequence[int]
     if isinstance(sampler, SubsetRandomSampler):
-        return list(sampler.indices)
-    if isinstance(sampler, SequentialSampler | RandomSampler | DistributedSampler):
-        return range(len(dataset))
-    return None
+        candidates = list(sampler.indices)
+    elif isinstance(sampler, WeightedRandomSampler):
+        candidates = sampler.weights.nonzero().flatten().tolist()
+    elif isinstance(sampler, SequentialSampler | RandomSampler | DistributedSampler):
+        candidates = range(len(dataset))
+    else:
+        raise NoIndices(f"it is not known which examples a {type(sampler).__name__} draws")
+    if split == "val" or not trainer.overfit_batches:
+        return candidates
+    # Lightning has put the loader in order, and takes its first batches in every epoch
+    if type(batch_sampler) is not BatchSampler:
+        kind = type(batch_sampler).__name__
+        raise NoIndices(f"it is not known which examples are in the first batches of a {kind}")
+    return candidates[: int(trainer.num_training_batches) * batch_sampler.batch_size * ranks]
 
 
 def own_copy(loader: DataLoader[Any], model: LightningModule) -> tuple[Any, Collate, str | None]:

@@ -9,10 +9,13 @@ from typing import Any
 
 from torch_thermo.callbacks._roots import LightningModule
 from torch_thermo.callbacks.quiet import training_loss
-from torch_thermo.risk import Closure, LossFn, Risk
+from torch_thermo.callbacks.trees import split
+from torch_thermo.risk import Closure, LossFn, Risk, batch_size
 
 _CRITERIA = ("criterion", "loss_fn", "loss")
 _AGREEMENT = 1e-5
+# float32 sums over a batch and over its halves differ by rounding
+_ADDITIVE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -104,13 +107,37 @@ def disagreement(model: Any, batch: Any, source: LossSource) -> str | None:
 
     A penalty that is ramped up from zero is not there when the loss is acquired.
     """
-    if source.criterion is None or _agrees(
-        model, batch, source, _value(model, batch, TRAINING_STEP)
-    ):
+    if source.criterion is None:
         return None
+    own = _value(model, batch, TRAINING_STEP)
+    if math.isnan(own) or _agrees(model, batch, source, own):
+        return None  # what is not finite is reported by the measurement
     return (
         f"self.{source.criterion}(self(x), y) was training_step's loss when measuring began and "
         "no longer is: what is measured is the criterion; give loss_fn= or closure= to decide"
+    )
+
+
+def partition(model: Any, batch: Any, source: LossSource) -> str | None:
+    """Return a notice if the loss of a batch is not the mean over its halves; else None.
+
+    The risk is a mean over examples, put together from micro-batches.
+    """
+    halves = split(batch, 2)
+    if len(halves) < 2:
+        return None
+    try:
+        whole = _value(model, batch, source)
+        parts = source.risk(model, halves, None).value()
+    except Exception:  # a loss that needs the whole batch; its measurement says what it needs
+        return None
+    if math.isclose(whole, parts, rel_tol=_ADDITIVE, abs_tol=1e-6) or math.isnan(whole):
+        return None
+    return (
+        f"the loss of a batch ({whole:.6g}) is not the mean over its halves ({parts:.6g}): it is "
+        "a sum, has weighted or ignored targets, compares examples, or is random. What is "
+        f"measured depends on the micro-batches ({batch_size(batch)} examples); "
+        "give closure=(pl_module, batch) -> (mean, weight)"
     )
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from torch_thermo.callbacks._roots import Trainer
 from torch_thermo.callbacks.base import ThermoCallback
-from torch_thermo.callbacks.probe import Source
+from torch_thermo.callbacks.probe import EXAMPLES, Source
 from torch_thermo.callbacks.schedule import At, Log, Schedule
 from torch_thermo.callbacks.session import Measurement, Moment, Session, completed_updates
 from torch_thermo.observables.order_parameter import plasticity_order_parameter
@@ -56,13 +56,14 @@ class PlasticityOrderParameter(ThermoCallback):
         self,
         schedule: Schedule | None = None,
         minibatch: bool = True,
-        probe: Source = 512,
+        probe: Source = EXAMPLES,
         examples: int | None = None,
         loss_fn: LossFn | None = None,
         closure: Closure | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__(schedule or often(), probe, examples, loss_fn, closure, seed)
+        schedule = often() if schedule is None else schedule
+        super().__init__(schedule, probe, examples, loss_fn, closure, seed)
         self.minibatch = minibatch
         self._kept: list[_Step] = []
         self._suffixes: dict[int, str] = {}

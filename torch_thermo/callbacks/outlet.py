@@ -72,7 +72,10 @@ class Outlet:
             return
         logged = bool(self._loggers) and not trainer.fast_dev_run and log_dir is not None
         folder = _logger_directory(self._loggers[0], str(log_dir)) if logged else None
-        self._open_store(folder, len(siblings), step, resumed)
+        root = str(trainer.default_root_dir)
+        # the store is files on a disk: a bucket's address is no folder
+        runs = Path("" if "://" in root else root) / "thermo_runs"
+        self._open_store(folder, runs, len(siblings), step, resumed)
         where = self.store.path if self.store else "memory"
         if siblings:
             # one tag with two values at a step would show neither
@@ -166,12 +169,17 @@ class Outlet:
         self._store(write)
 
     def _open_store(
-        self, folder: Path | None, place: int, step: int, resumed: Mapping[str, Any] | None
+        self,
+        folder: Path | None,
+        runs: Path,
+        place: int,
+        step: int,
+        resumed: Mapping[str, Any] | None,
     ) -> None:
         old_id = str(resumed["run_id"]) if resumed and resumed.get("run_id") else None
         old = Path(str(resumed["store"])) if resumed and resumed.get("store") else None
         fresh = new_run_id()
-        path = default_directory(fresh) if folder is None else folder / "thermo"
+        path = default_directory(fresh, runs) if folder is None else folder / "thermo"
         if place:
             path = path.with_name(f"{path.name}-{place + 1}")
         continues = None

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from torch_thermo.callbacks._roots import LightningModule, Trainer
 from torch_thermo.callbacks.loading import (
+    NoIndices,
     find_candidates,
     find_loader,
     own_copy,
@@ -49,7 +50,7 @@ class Probe:
         waits: whether the validation data it is drawn from are not loaded yet.
 
     Raises:
-        ValueError: less than 1 example, an unknown word.
+        ValueError: less than 1 example, an empty list, an unknown word.
         TypeError: a source that is neither, or a one-shot iterator.
     """
 
@@ -79,6 +80,8 @@ class Probe:
             raise TypeError(
                 f'probe must be a number, "train", "val", a batch or a loader, got {self.source!r}'
             )
+        elif isinstance(self.source, list | tuple) and not self.source:
+            raise ValueError(f"probe must hold at least 1 example, got {self.source!r}")
         elif isinstance(self.source, Iterator):
             raise TypeError(
                 f"probe is a one-shot {type(self.source).__name__}: a second run would find it "
@@ -106,10 +109,16 @@ class Probe:
                     text = "the validation data are not loaded yet: measuring begins when they are"
                     return None if told else text
                 self.waits = False
-                loader = find_loader(trainer, self.split)
-                candidates = None if loader is None else find_candidates(loader)
-                if loader is None or candidates is None:
-                    return self._collect_passing(trainer.world_size)
+                try:
+                    loader = find_loader(trainer, self.split)
+                    candidates = find_candidates(loader, trainer, self.split)
+                except NoIndices as reason:
+                    if self.split == "val":
+                        raise ValueError(
+                            'probe="val" needs one validation loader over an indexable data set, '
+                            f"but {reason}; give the batch or the loader itself"
+                        ) from None
+                    return self._collect_passing(trainer.world_size, str(reason))
                 notice = self._draw_indices(trainer, loader, candidates, model)
             else:
                 transfer = transfer_hooks(trainer, model)
@@ -175,12 +184,12 @@ class Probe:
             self.population = state.get("population")
             self.complete = True
 
-    def _collect_passing(self, world: int) -> str:
+    def _collect_passing(self, world: int, reason: str) -> str:
         self._passing = True
         self._wanted = -(-self.examples // world)
         return (
-            "the training data can't be indexed, so the probe is the first "
-            f"{self.examples} examples that pass; measuring begins when they have"
+            f"{reason}, so the probe is the first {self.examples} examples that pass; measuring "
+            "begins when they have"
         )
 
     def _draw_indices(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -11,7 +12,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from torch_thermo.callbacks._roots import LightningModule, Trainer
-from torch_thermo.isolation import shadow
+from torch_thermo.isolation import (
+    preserved_attributes,
+    preserved_generators,
+    preserved_weights,
+    shadow,
+)
 
 _KINDS: WeakKeyDictionary[type, type] = WeakKeyDictionary()
 
@@ -92,6 +98,48 @@ def quiet_shadow(trainer: Trainer, pl_module: LightningModule) -> tuple[Any, lis
     return copied, uncopied
 
 
+@contextmanager
+def undisturbed(trainer: Trainer, pl_module: LightningModule) -> Iterator[list[str]]:
+    """Put back what a measured forward pass or training step can reach, beside its own module.
+
+    Weights (see `isolation.preserved_weights`); settings of optimizers and schedulers; attributes
+    of the data module and of the user's callbacks, with the items of their own collections; the
+    global generators.
+
+    Yields:
+        A list that at the end names the parameters that had been written to.
+    """
+    reached: list[Any] = [
+        callback for callback in trainer.callbacks if not _is_known(type(callback).__module__)
+    ]
+    reached += [config.scheduler for config in trainer.lr_scheduler_configs]
+    datamodule = getattr(trainer, "datamodule", None)
+    if datamodule is not None:
+        reached.append(datamodule)
+    groups = [
+        (group, {key: value for key, value in group.items() if key != "params"})
+        for optimizer in trainer.optimizers
+        for group in optimizer.param_groups
+    ]
+    with (
+        preserved_generators(),
+        preserved_weights(pl_module) as written,
+        preserved_attributes(obj for obj in reached if hasattr(obj, "__dict__")),
+    ):
+        try:
+            yield written
+        finally:
+            for group, settings in groups:
+                for added in group.keys() - settings.keys() - {"params"}:
+                    del group[added]
+                group.update(settings)
+
+
+def _is_known(module: str) -> bool:
+    """Whether a class is Lightning's or ours, which a training step does not write to."""
+    return module.startswith(("torch_thermo.", "lightning.", "pytorch_lightning."))
+
+
 def training_loss(model: nn.Module, batch: Any) -> Tensor:
     """Return the loss of the module's own `training_step`: a closure for a shadow.
 
@@ -99,7 +147,13 @@ def training_loss(model: nn.Module, batch: Any) -> Tensor:
         TypeError: the step returned neither a tensor nor a dictionary with a "loss".
     """
     step: Callable[..., Any] = model.training_step  # type: ignore[assignment]
-    parameters = inspect.signature(step).parameters.values()
+    names = inspect.signature(step).parameters
+    if "dataloader_iter" in names:
+        raise TypeError(
+            "training_step(dataloader_iter) draws its own batches and can't be measured: "
+            "give loss_fn=(output, target) or closure=(pl_module, batch)"
+        )
+    parameters = names.values()
     takes_index = len(parameters) > 1 or any(p.kind is p.VAR_POSITIONAL for p in parameters)
     returned = step(batch, 0) if takes_index else step(batch)
     loss = returned.get("loss") if isinstance(returned, dict) else returned

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 __all__ = ["AnyOf", "At", "Every", "Log", "Schedule"]
 
 
-def _whole(name: str, value: object, least: int) -> int:
+def whole(name: str, value: object, least: int) -> int:
     """The argument as an int, or an error that names it."""
     # A bool is an int to Python; as a number of steps it is a slip.
     if isinstance(value, bool) or not hasattr(value, "__index__"):
@@ -117,7 +117,7 @@ class Every(Schedule):
         for name in ("steps", "epochs"):
             value = getattr(self, name)
             if value is not None:
-                object.__setattr__(self, name, _whole(name, value, 1))
+                object.__setattr__(self, name, whole(name, value, 1))
 
     def __call__(self, step: int, epoch: int | None = None) -> bool:
         """See :meth:`Schedule.__call__`."""
@@ -215,7 +215,7 @@ class Log(Schedule):
     end: bool = True
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "per_decade", _whole("per_decade", self.per_decade, 1))
+        object.__setattr__(self, "per_decade", whole("per_decade", self.per_decade, 1))
         _flag("end", self.end)
 
     def _grid(self, k: int) -> int:
@@ -309,7 +309,7 @@ def _numbers(name: str, values: object) -> tuple[int, ...]:
     """Sorted, each once."""
     if isinstance(values, str) or not isinstance(values, Iterable):
         raise TypeError(f"{name} must be a list of whole numbers, got {values!r}")
-    numbers = tuple(sorted({_whole(name, value, 0) for value in values}))
+    numbers = tuple(sorted({whole(name, value, 0) for value in values}))
     if not numbers:
         raise ValueError(f"{name} must not be empty, got {values!r}")
     return numbers

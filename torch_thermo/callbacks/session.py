@@ -14,11 +14,16 @@ import torch
 
 from torch_thermo.callbacks import ranks
 from torch_thermo.callbacks._roots import LightningModule, Trainer
-from torch_thermo.callbacks.loss import TRAINING_STEP, LossSource, acquire_loss, disagreement
+from torch_thermo.callbacks.loss import (
+    TRAINING_STEP,
+    LossSource,
+    acquire_loss,
+    disagreement,
+    partition,
+)
 from torch_thermo.callbacks.outlet import Outlet, Rows
 from torch_thermo.callbacks.probe import Probe
 from torch_thermo.callbacks.quiet import quiet_shadow
-from torch_thermo.isolation import preserved_generators
 from torch_thermo.risk import Closure, LossFn, Risk
 from torch_thermo.store import Store
 
@@ -145,10 +150,10 @@ class Session:
                 source = self.source or acquire_loss(
                     model, self.probe.batches[0], self.loss_fn, self.closure
                 )
-                if self.source is not None:
-                    changed = disagreement(model, self.probe.batches[0], source)
-                    if changed:
-                        self.notice(changed)
+                check = partition if self.source is None else disagreement
+                changed = check(model, self.probe.batches[0], source)
+                if changed:
+                    self.notice(changed)
                 ready, state = Moment(self, trainer, pl_module, model, source), ranks.READY
         except Exception as error:
             self.notice(f"nothing can be measured: {error}")
@@ -333,7 +338,7 @@ class Moment:
 
     @contextmanager
     def isolated(self) -> Iterator[None]:
-        """Measure with the run's generators put back, and each gradient computed once."""
-        with preserved_generators(), torch.inference_mode(False), torch.enable_grad():
+        """Measure with gradients on, each computed once; inside `quiet.undisturbed`."""
+        with torch.inference_mode(False), torch.enable_grad():
             with ExitStack() as self._scope:
                 yield

@@ -10,7 +10,7 @@ from torch_thermo.callbacks.base import ThermoCallback
 from torch_thermo.callbacks.gradient_symmetry import GradientSymmetry
 from torch_thermo.callbacks.hessian_spectrum import HessianSpectrum
 from torch_thermo.callbacks.order_parameter import PlasticityOrderParameter
-from torch_thermo.callbacks.probe import Source
+from torch_thermo.callbacks.probe import EXAMPLES, Source
 from torch_thermo.callbacks.schedule import Every
 from torch_thermo.callbacks.session import Session
 from torch_thermo.callbacks.weight_symmetry import WeightSymmetry
@@ -42,6 +42,7 @@ class Thermometer(ThermoCallback):
     Raises:
         ValueError: a budget outside (0, 1], no callbacks, two of one observable, or one with a
             probe or loss of its own; and see `ThermoCallback`.
+        TypeError: arguments of another kind.
 
     Example:
         >>> from torch_thermo.callbacks import Thermometer
@@ -55,20 +56,18 @@ class Thermometer(ThermoCallback):
 
     def __init__(
         self,
-        probe: Source = 512,
+        probe: Source = EXAMPLES,
         loss_fn: LossFn | None = None,
         closure: Closure | None = None,
         budget: float | None = None,
         callbacks: Iterable[ThermoCallback] | None = None,
         seed: int = 0,
     ) -> None:
-        if budget is not None and not 0 < budget <= 1:
-            raise ValueError(f"budget must be a share in (0, 1], got {budget}")
+        if budget is not None:
+            _check_budget(budget)
         super().__init__(Every(steps=1), probe, None, loss_fn, closure, seed)
         self.budget = budget
-        chosen = default_plan(seed) if callbacks is None else list(callbacks)
-        if not chosen:
-            raise ValueError("callbacks is empty: a thermometer measures at least one observable")
+        chosen = default_plan(seed) if callbacks is None else _checked(callbacks)
         for callback in chosen:
             callback.check_member()
         self._members = tuple(member for callback in chosen for member in callback.members())
@@ -155,6 +154,30 @@ def default_plan(seed: int = 0) -> list[ThermoCallback]:
         WeightSymmetry(seed=seed),
         HessianSpectrum(seed=seed),
     ]
+
+
+def _check_budget(budget: object) -> None:
+    if isinstance(budget, bool) or not isinstance(budget, int | float):
+        raise TypeError(f"budget must be a number, got {budget!r}")
+    if not 0 < budget <= 1:
+        raise ValueError(f"budget must be a share in (0, 1], got {budget}")
+
+
+def _checked(callbacks: object) -> list[ThermoCallback]:
+    if not isinstance(callbacks, Iterable):
+        raise TypeError(
+            f"callbacks must be a list of torch-thermo's callbacks, got {type(callbacks).__name__}"
+        )
+    chosen: list[ThermoCallback] = []
+    for callback in callbacks:
+        if not isinstance(callback, ThermoCallback):
+            raise TypeError(
+                f"callbacks must be objects of torch-thermo's classes, got {callback!r}"
+            )
+        chosen.append(callback)
+    if not chosen:
+        raise ValueError("callbacks is empty: a thermometer measures at least one observable")
+    return chosen
 
 
 def _say(text: str) -> None:

@@ -26,7 +26,7 @@ class WeightSymmetry(ThermoCallback):
     needs_loss = False
 
     def __init__(self, schedule: Schedule | None = None, seed: int = 0) -> None:
-        super().__init__(schedule or often(), seed=seed)
+        super().__init__(often() if schedule is None else schedule, seed=seed)
 
     def measure(self, moment: Moment) -> Measurement:
         """Measure the weights as they are."""

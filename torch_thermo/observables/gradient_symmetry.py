@@ -22,6 +22,9 @@ def gradient_symmetry(risk: Risk, seed: int = 0) -> dict[str, SymmetryTest]:
 
     Raises:
         ValueError: the gradient holds NaN or infinity.
+        TypeError: `risk` is not a Risk.
     """
+    if not isinstance(risk, Risk):
+        raise TypeError(f"risk must be a Risk, got {type(risk).__name__}")
     gradient = risk.gradient()
     return {name: symmetry_test(gradient[block], seed=seed) for name, block in risk.blocks.items()}

@@ -95,8 +95,11 @@ def hessian_spectrum(
         ValueError: steps or probes below 1, an unknown operator.
         MemoryError: the basis would not fit; names settings that do.
         FloatingPointError: a product is not finite: weights or loss hold NaN or infinity.
-        TypeError: the risk is opaque and the operator needs its structure.
+        TypeError: `risk` is not a Risk, or is opaque where the operator needs its structure; steps
+            or probes that are not whole numbers.
     """
+    if not isinstance(risk, Risk):
+        raise TypeError(f"risk must be a Risk, got {type(risk).__name__}")
     if isinstance(operator, str):
         if operator not in _OPERATORS:
             raise ValueError(f"operator must be one of {sorted(_OPERATORS)}, got {operator!r}")
@@ -126,9 +129,8 @@ def ensure_fits(
 
     Raises:
         MemoryError: with what it would need, what is there, and settings that fit.
+        TypeError, ValueError: an argument `lanczos` would refuse.
     """
-    if steps < 1 or probes < 1:
-        return  # lanczos says so, by name
     n = operator.shape[0]
 
     def needs(steps: int, probes: int, basis: Literal["full", "none"]) -> int:

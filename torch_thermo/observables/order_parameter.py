@@ -78,7 +78,10 @@ def plasticity_order_parameter(
     Raises:
         ValueError: `population` is smaller than the number of examples measured, or that number
             can't be told (batches without a tensor).
+        TypeError: `risk` is not a Risk.
     """
+    if not isinstance(risk, Risk):
+        raise TypeError(f"risk must be a Risk, got {type(risk).__name__}")
     with risk.frozen(groups):
         # the gradient first: its reduction carries a failing rank's status to the others
         gradient = risk.gradient()

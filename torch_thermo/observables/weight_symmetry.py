@@ -21,7 +21,10 @@ def weight_symmetry(model: nn.Module, seed: int = 0) -> dict[str, SymmetryTest]:
 
     Raises:
         ValueError: a parameter holds NaN or infinity.
+        TypeError: `model` is not a module.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     return {
         name: symmetry_test(parameter.detach(), seed=seed)
         for name, parameter in model.named_parameters()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -83,9 +83,17 @@ class RiskOperator(SymmetricOperator):
     Args:
         risk: what to differentiate.
         keep_graph: True or False to decide; None keeps the graphs if they fit.
+
+    Raises:
+        TypeError: the risk is opaque, and the operator has a `part_name`.
     """
 
+    #: its name in errors, if it is a part of the Hessian that only a structured risk has
+    part_name: ClassVar[str] = ""
+
     def __init__(self, risk: Risk, keep_graph: bool | None = None) -> None:
+        if self.part_name:
+            risk.require_structure(self.part_name)
         super().__init__(risk.numel, risk.dtype, risk.device, risk.blocks)
         self.risk = risk
         self._keep = keep_graph

@@ -6,7 +6,6 @@ from typing import Any
 
 from torch_thermo.operators.base import DIRECT, contracted, linearised
 from torch_thermo.operators.hessian import HessianOperator, _gradient_graph
-from torch_thermo.risk import Risk
 
 
 class FunctionalHessianOperator(HessianOperator):
@@ -26,14 +25,12 @@ class FunctionalHessianOperator(HessianOperator):
             loss depends on parameters also past the output.
     """
 
-    def __init__(self, risk: Risk, keep_graph: bool | None = None) -> None:
-        risk.require_structure("the functional part of the Hessian")
-        super().__init__(risk, keep_graph)
+    part_name = "the functional part of the Hessian"
 
     def _graph(self, batch: Any) -> tuple[Any, float]:
         part = linearised(self.risk, batch)
         if part is None:
-            raise TypeError("the functional part of the Hessian needs a tensor as model output")
+            raise TypeError(f"{self.part_name} needs a tensor as model output")
         if part.direct:
-            raise TypeError(DIRECT.format("the functional part of the Hessian"))
+            raise TypeError(DIRECT.format(self.part_name))
         return _gradient_graph(self, contracted(self.risk, batch, part)), part.weight

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from torch_thermo.operators.base import CONSTANT, DIRECT, RiskOperator, output_slope
-from torch_thermo.risk import Risk, batch_size
+from torch_thermo.risk import batch_size
 
 
 class _Graph(NamedTuple):
@@ -35,16 +35,13 @@ class GaussNewtonOperator(RiskOperator):
             loss depends on parameters also past the output.
     """
 
-    def __init__(self, risk: Risk, keep_graph: bool | None = None) -> None:
-        risk.require_structure("the Gauss-Newton matrix")
-        super().__init__(risk, keep_graph)
+    part_name = "the Gauss-Newton matrix"
 
     def _graph(self, batch: Any) -> tuple[Any, float]:
         output, target = self.risk.forward(batch)
         if not isinstance(output, Tensor):
             raise TypeError(
-                "the Gauss-Newton matrix needs a tensor as model output, "
-                f"got {type(output).__name__}"
+                f"{self.part_name} needs a tensor as model output, got {type(output).__name__}"
             )
         point = output.detach().requires_grad_()
         term = self.risk.loss_of(point, target, batch_size(batch))
@@ -54,7 +51,7 @@ class GaussNewtonOperator(RiskOperator):
             return CONSTANT, term.weight
         slope, direct = output_slope(self.risk, term.loss, point)
         if direct:
-            raise TypeError(DIRECT.format("the Gauss-Newton matrix"))
+            raise TypeError(DIRECT.format(self.part_name))
         if not slope.requires_grad:
             return None, term.weight
         dual = torch.zeros_like(output, requires_grad=True)

@@ -107,11 +107,15 @@ def run_demo(
     Raises:
         ValueError: ``epochs`` is below 1, or the data are not usable.
         FileNotFoundError: there is no such data file.
+        NotADirectoryError: ``out`` is a file, or lies below one.
         ModuleNotFoundError: the extra that carries the data is missing.
     """
     if epochs is not None and epochs < 1:
         raise ValueError(f"epochs must be at least 1, got {epochs}")
     out = Path(out)
+    for path in (out, *out.parents):
+        if path.exists() and not path.is_dir():
+            raise NotADirectoryError(f"out must be a folder, got the file {path}")
     images = data.load(source, seed=seed).subset(most_train, most_test, seed=seed)
     runs = []
     for recipe in (tanh_recipe(images, seed, epochs), vgg_recipe(images, seed, epochs)):

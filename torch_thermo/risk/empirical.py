@@ -295,9 +295,17 @@ class Risk:
         return self.model(batch[0]), batch[1]
 
     def loss_of(self, output: Any, target: Any, examples: int) -> Term:
-        """Return the mean loss of an output and its weight: the number of examples."""
+        """Return the mean loss of an output and its weight.
+
+        The weight is the number of examples; of torch's cross entropy and negative
+        log-likelihood what their mean divides by: targets that are not ignored, times the
+        weights of their classes.
+        """
         assert self.loss_fn is not None
         loss = self.loss_fn(output, target)
+        divisor = _divisor(self.loss_fn, target)
+        if divisor is not None:
+            return Term(_scalar(loss, "loss_fn"), divisor)
         if isinstance(loss, Tensor) and loss.dim() == 1 and loss.numel() == examples:
             return Term(loss.mean(), float(examples))
         return Term(_scalar(loss, "loss_fn", f"or ({examples},) losses"), float(examples))
@@ -397,6 +405,18 @@ def _scalar(loss: Any, source: str, alternative: str = "") -> Tensor:
             + f", got shape {tuple(loss.shape)}"
         )
     return loss.reshape(())
+
+
+def _divisor(loss_fn: Any, target: Any) -> float | None:
+    """Return what the mean of a criterion with class weights or ignored targets divides by."""
+    if not isinstance(loss_fn, nn.CrossEntropyLoss | nn.NLLLoss) or loss_fn.reduction != "mean":
+        return None
+    if not isinstance(target, Tensor) or target.is_floating_point():
+        return None
+    counted = target[target != loss_fn.ignore_index]
+    if loss_fn.weight is None:
+        return float(counted.numel())
+    return float(loss_fn.weight.double()[counted].sum())
 
 
 def _checked_weight(weight: float) -> float:

@@ -9,6 +9,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
+from torch_thermo.spectra.arguments import require_whole
 from torch_thermo.spectra.probes import rademacher
 
 Basis = Literal["full", "none"]
@@ -108,7 +109,7 @@ def lanczos_memory(
         The number of bytes.
 
     Raises:
-        ValueError: an argument `lanczos` would refuse.
+        TypeError, ValueError: an argument `lanczos` would refuse.
     """
     _check_arguments(steps, probes, basis, None)
     kept = min(steps, dimension) if basis == "full" else 0
@@ -159,6 +160,7 @@ def lanczos(
     Raises:
         ValueError: steps or probes below 1, an unknown basis, a negative tol, an operator that is
             not square or not float32 or float64, a start of another shape, zero, or not finite.
+        TypeError: steps or probes that are not whole numbers.
         FloatingPointError: a product is not finite.
 
     Examples:
@@ -288,10 +290,8 @@ def check_finite(values: Tensor, step: int) -> None:
 
 
 def _check_arguments(steps: int, probes: int, basis: str, tol: float | None) -> None:
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}")
-    if probes < 1:
-        raise ValueError(f"probes must be at least 1, got {probes}")
+    require_whole("steps", steps)
+    require_whole("probes", probes)
     if basis not in ("full", "none"):
         raise ValueError(f'basis must be "full" or "none", got {basis!r}')
     if tol is not None and not tol >= 0.0:

@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
+from torch_thermo.spectra.arguments import require_whole
+
 Blocks = Mapping[str, slice]
 
 
@@ -32,11 +34,10 @@ def rademacher(dimension: int, count: int, seed: int = 0) -> Tensor:
 
     Raises:
         ValueError: `dimension` or `count` is below 1.
+        TypeError: one is not a whole number.
     """
-    if dimension < 1:
-        raise ValueError(f"dimension must be at least 1, got {dimension}")
-    if count < 1:
-        raise ValueError(f"count must be at least 1, got {count}")
+    require_whole("dimension", dimension)
+    require_whole("count", count)
     return torch.cat(list(probe_blocks(dimension, count, seed=seed, chunk=count)), dim=1)
 
 

@@ -259,7 +259,7 @@ def spectral_measure(
         A quadrature of k rows.
 
     Raises:
-        ValueError: an argument `lanczos` refuses.
+        TypeError, ValueError: an argument `lanczos` refuses.
         FloatingPointError: a product is not finite.
     """
     return SpectralMeasure.from_run(op, lanczos(op, steps, probes=probes, seed=seed))

@@ -6,6 +6,7 @@ import math
 
 import torch
 
+from torch_thermo.spectra.arguments import require_whole
 from torch_thermo.spectra.estimate import Estimate, mean_estimate
 from torch_thermo.spectra.lanczos import SymmetricMap, check_finite, operator_dimension
 from torch_thermo.spectra.probes import hadamard_order, probe_blocks
@@ -43,6 +44,7 @@ def trace(op: SymmetricMap, probes: int = 32, seed: int = 0) -> Estimate:
 
     Raises:
         ValueError: `probes` is below 1, or the operator is not square.
+        TypeError: `probes` is not a whole number.
         FloatingPointError: a product is not finite.
 
     Examples:
@@ -50,8 +52,7 @@ def trace(op: SymmetricMap, probes: int = 32, seed: int = 0) -> Estimate:
         Estimate(value=6.0, stderr=0.0)
     """
     dimension = operator_dimension(op)
-    if probes < 1:
-        raise ValueError(f"probes must be at least 1, got {probes}")
+    require_whole("probes", probes)
     blocks = getattr(op, "blocks", None)
     order = hadamard_order(dimension, probes, blocks)
     groups = probes // order
