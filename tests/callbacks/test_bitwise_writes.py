@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -161,3 +163,28 @@ def test_the_run_is_the_same_bit_by_bit(tmp_path, kind):
     if kind is not ClippedInPlace:  # there autograd refuses the second derivative
         assert thermometer.session.measurements["hessian_extremes"] == 7
     assert any("writes to" in text for text in measured[2]) == (kind in (*WRITERS, Toggled))
+
+
+class Sampler(pl.Callback):
+    """Gathers in the background while a batch is measured, as monitors of the machine do."""
+
+    def __init__(self):
+        self.seen, self.lock = [], threading.Lock()
+
+
+class Sampled(Classifier):
+    """Writes as the thread of the callback would, at a place that a measurement comes by."""
+
+    def training_step(self, batch, batch_idx):
+        sampler = next(c for c in self.trainer.callbacks if isinstance(c, Sampler))
+        with sampler.lock:
+            sampler.seen.append(batch_idx)
+        return super().training_step(batch, batch_idx)
+
+
+def test_what_a_thread_gathers_is_not_undone(tmp_path):
+    sampler = Sampler()
+    callback = PlasticityOrderParameter(Every(steps=1), probe=16)
+    make_trainer(tmp_path, callback, sampler).fit(Sampled(), loader())
+    assert callback.session.measurements["order_parameter"] == 7
+    assert len(sampler.seen) > 6

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,6 +20,7 @@ from torch_thermo.isolation import (
     shadow,
 )
 
+_LOCK = type(threading.Lock())
 _KINDS: WeakKeyDictionary[type, type] = WeakKeyDictionary()
 
 
@@ -110,7 +112,9 @@ def undisturbed(trainer: Trainer, pl_module: LightningModule) -> Iterator[list[s
         A list that at the end names the parameters that had been written to.
     """
     reached: list[Any] = [
-        callback for callback in trainer.callbacks if not _is_known(type(callback).__module__)
+        callback
+        for callback in trainer.callbacks
+        if not (_is_known(type(callback).__module__) or _is_threaded(callback))
     ]
     reached += [config.scheduler for config in trainer.lr_scheduler_configs]
     datamodule = getattr(trainer, "datamodule", None)
@@ -138,6 +142,12 @@ def undisturbed(trainer: Trainer, pl_module: LightningModule) -> Iterator[list[s
 def _is_known(module: str) -> bool:
     """Whether a class is Lightning's or ours, which a training step does not write to."""
     return module.startswith(("torch_thermo.", "lightning.", "pytorch_lightning."))
+
+
+def _is_threaded(callback: Any) -> bool:
+    """Whether a thread of a callback's own may write to it meanwhile: that must not be undone."""
+    kinds = (threading.Thread, threading.Event, threading.Condition, _LOCK)
+    return any(isinstance(value, kinds) for value in vars(callback).values())
 
 
 def training_loss(model: nn.Module, batch: Any) -> Tensor:
