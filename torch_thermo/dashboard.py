@@ -102,6 +102,13 @@ _CHARTS: tuple[tuple[str, str, str, tuple[tuple[str, str], ...]], ...] = (
 )
 
 
+_OPERATORS = {
+    "hessian_density": "the Hessian",
+    "functional_density": "the Hessian's functional part",
+    "gauss_newton_density": "the Gauss-Newton matrix",
+}
+
+
 def tag(observable: str, quantity: str, layer: str | None = None) -> str:
     """The name of a curve, ``thermo/<observable>/<quantity>[/<layer>]``.
 
@@ -186,7 +193,7 @@ def write_figure(
         arrays["weights"],
         int(np.asarray(arrays["dimension"])),
         step,
-        title=f"Spectral density ({observable})",
+        title=f"Spectral density of {_OPERATORS.get(observable, observable)}",
     )
 
 
