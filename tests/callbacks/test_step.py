@@ -10,8 +10,21 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 
-from tests.callbacks.support import Classifier, TwoOptimizers, blobs, loader, make_trainer
-from torch_thermo.callbacks import Every, PlasticityOrderParameter, Thermometer, WeightSymmetry
+from tests.callbacks.support import (
+    Classifier,
+    TwoOptimizers,
+    blobs,
+    loader,
+    make_trainer,
+    notices,
+)
+from torch_thermo.callbacks import (
+    At,
+    Every,
+    PlasticityOrderParameter,
+    Thermometer,
+    WeightSymmetry,
+)
 from torch_thermo.callbacks.session import completed_updates
 
 # hooks of a run's step, with the weights in their final state for it
@@ -209,3 +222,29 @@ def test_hooks_that_are_used_are_among_those_tested():
         if name.startswith("on_") and inspect.isfunction(value)
     }
     assert used - set(HOOKS) == {"on_exception", "on_fit_end"}
+
+
+def test_a_callable_in_a_union_is_asked_at_every_step(tmp_path):
+    schedule = At(steps=[1], end=False) | (lambda step, epoch=None: step % 4 == 0)
+    callback = PlasticityOrderParameter(schedule, probe=8)
+    make_trainer(tmp_path, callback, max_epochs=2).fit(Classifier(), loader())
+    assert [row["step"] for row in callback.history["order_parameter"]] == [0, 1, 4, 8, 12]
+
+
+def test_a_schedule_that_raises_ends_nothing(tmp_path):
+    def schedule(step, epoch=None):
+        return 1 / (3 - step) > 0
+
+    callback = PlasticityOrderParameter(schedule, probe=8)
+    with notices() as told:
+        trainer = make_trainer(tmp_path, callback)
+        trainer.fit(Classifier(), loader())
+    assert trainer.global_step == 6
+    assert [row["step"] for row in callback.history["order_parameter"]] == [0, 1, 2]
+    assert sum("its schedule raised ZeroDivisionError" in text for text in told) == 1
+
+
+@pytest.mark.parametrize("schedule", [lambda step: True, Every, 0])
+def test_what_is_no_schedule_is_refused(schedule):
+    with pytest.raises(TypeError, match="schedule must be"):
+        PlasticityOrderParameter(schedule)

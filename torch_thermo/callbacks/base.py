@@ -360,7 +360,7 @@ class ThermoCallback(Callback):
                     else:
                         del self._last[member.observable]
         if written:
-            self.session.notice(
+            self.session.remark(
                 f"training_step or forward writes to {', '.join(written[:3])}: each measurement "
                 "writes too and is put back after, so the run is as it was, but what is measured "
                 "is not of one point; give loss_fn= or closure= that does not write",

@@ -153,7 +153,7 @@ class Session:
                 check = partition if self.source is None else disagreement
                 changed = check(model, self.probe.batches[0], source)
                 if changed:
-                    self.notice(changed)
+                    self.remark(changed)
                 ready, state = Moment(self, trainer, pl_module, model, source), ranks.READY
         except Exception as error:
             self.notice(f"nothing can be measured: {error}")

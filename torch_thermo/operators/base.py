@@ -77,7 +77,7 @@ class RiskOperator(SymmetricOperator):
     """A second derivative of a risk: a weighted mean over its batches of a batch's matrix.
 
     A subclass says how a batch's graph is built and how a vector goes through it. The graphs of
-    all batches are kept between products when they fit in memory (2.1-2.5 gradients a product
+    all batches are kept between products when they fit in memory (2.1-2.7 gradients a product
     instead of 3.4), and built anew when the weights have changed.
 
     Args:

@@ -14,7 +14,8 @@ class FunctionalHessianOperator(HessianOperator):
     The Hessian of `< stop_grad(dloss/doutput), output >`: one double backward, where the
     difference of the two other operators costs eight times as much. Examples whose dloss/doutput
     is zero are left out. Of a bias-free piecewise-linear net each layer's own block of F is zero,
-    so tr F = 0 (Li, Figs. 6 and 8a; the identities are in the documentation).
+    so tr F = 0; away from kinks `F theta = (L - 1) grad R` with L weight layers and the hinge loss
+    (Li, Figs. 6 and 8a).
 
     Args:
         risk: structured.
