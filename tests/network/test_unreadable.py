@@ -1,0 +1,264 @@
+"""What cannot be read says which part, what it is, why, and what would be."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import prune
+
+from tests.network.support import randn
+from torch_thermo.network import Network, UnreadableNetworkError
+from torch_thermo.network.errors import READ
+
+
+class Net(nn.Module):
+    """A layer, a part whose forward is given, a layer."""
+
+    def __init__(self, forward: Callable[..., Any]) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, 4)
+        self.part = Part(forward)
+        self.last = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.last(self.part(self.first(x)))
+
+
+class Part(nn.Module):
+    def __init__(self, forward: Callable[..., Any]) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+        self.norm = nn.BatchNorm1d(4)
+        self.own = forward
+
+    def forward(self, x: Tensor) -> Any:
+        return self.own(self, x)
+
+
+def message(model: nn.Module, x: Tensor | None = None) -> str:
+    with pytest.raises(UnreadableNetworkError) as caught:
+        Network.from_module(model, torch.ones(4, 4) if x is None else x)
+    return str(caught.value)
+
+
+JOINED = "it joins several values that come from the input, as skip connections do"
+PARTS: list[tuple[Callable[..., Any], str]] = [
+    (lambda m, x: x + m.layer(x), rf"part\.add \(add\) cannot be read: {JOINED}; {READ}"),
+    (lambda m, x: torch.add(x, m.layer(x)), rf"part\.add \(add\) cannot be read: {JOINED}"),
+    (lambda m, x: x * torch.sigmoid(x), rf"part\.mul \(mul\) cannot be read: {JOINED}"),
+    (lambda m, x: x + x, rf"part\.add \(add\) cannot be read: {JOINED}"),
+    (lambda m, x: torch.cat([x, m.layer(x)], 1)[:, :4], rf"part\.cat \(cat\).*: {JOINED}"),
+    (lambda m, x: F.linear(x, x), rf"part\.linear \(linear\) cannot be read: {JOINED}"),
+    (
+        lambda m, x: F.dropout(x, 0.5),
+        r"part\.dropout \(dropout\) cannot be read: it is active in eval mode",
+    ),
+    (lambda m, x: F.rrelu(x, training=True), r"part\.rrelu \(rrelu\).* random in eval mode"),
+    (
+        lambda m, x: F.batch_norm(x, m.norm.running_mean, m.norm.running_var, training=True),
+        r"part\.norm \(batch_norm\).*the batch's own statistics",
+    ),
+    (
+        lambda m, x: F.batch_norm(x, None, None, training=True),
+        r"part\.batch_norm \(batch_norm\).*the batch's own statistics",
+    ),
+    (lambda m, x: x.mean(1, keepdim=True).expand(-1, 4), r"part\.mean \(mean\).*other axes"),
+    (
+        lambda m, x: x.view(-1, 1, 2, 2).mean((1, 2)).repeat(1, 2),
+        r"part\.mean \(mean\).*other axes",
+    ),
+    (lambda m, x: x - x.mean(), r"part\.mean \(mean\).*averages over the batch"),
+    (
+        lambda m, x: x.reshape(-1, 2).reshape(-1, 4),
+        r"part\.reshape \(reshape\).*it makes \(4, 2\) of \(2, 4\), whose first axis is the batch",
+    ),
+    (lambda m, x: x.reshape(4, 4), r"part\.reshape \(reshape\) cannot be read: shape '\[4, 4\]'"),
+    (lambda m, x: x if x.sum() > 0 else -x, r"part \(Part\) cannot be read: torch\.fx cannot"),
+    (lambda m, x: x if x.dim() == 2 else x[0], r"part \(Part\) cannot be read: torch\.fx cannot"),
+    (
+        lambda m, x: m.layer(x) if float(x[0, 0]) else x,
+        r"part \(Part\) cannot be read: torch\.fx cannot",
+    ),
+    (lambda m, x: m.layer(x, x), r"part\.layer \(Linear\).*takes other inputs than it is given"),
+    (lambda m, x: F.relu(x, unknown=1), r"part \(Part\) cannot be read: torch\.fx cannot.*unknown"),
+    (lambda m, x: x.exp(), r"part\.exp \(exp\) cannot be read: it is not in the table"),
+]
+
+
+@pytest.mark.parametrize(("forward", "expected"), PARTS)
+def test_parts(forward: Callable[..., Any], expected: str) -> None:
+    assert re.match(expected, message(Net(forward)))
+
+
+class Given(nn.Module):
+    def __init__(self, forward: Callable[..., Any], *parts: nn.Module) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 2)
+        self.parts = nn.ModuleList(parts)
+        self.own = forward
+
+    def forward(self, x: Tensor) -> Any:
+        return self.own(self, x)
+
+
+class Two(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.layer(x)
+
+
+def quiet(make: Callable[..., nn.Module], *arguments: Any) -> nn.Module:
+    """What torch deprecates and models still have."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return make(*arguments)
+
+
+MODELS: list[tuple[nn.Module, str]] = [
+    (nn.Sequential(nn.ReLU(), nn.Flatten()), r"the model \(Sequential\).*no layer of weights"),
+    (nn.Sequential(), r"the model \(Sequential\).*no layer of weights"),
+    (Given(lambda m, x: (m.layer(x), x)), r"the model \(Given\).*returns a tuple"),
+    (Given(lambda m, x: {"logits": m.layer(x)}), r"the model \(Given\).*returns a dict"),
+    (Given(lambda m, x: None), r"the model \(Given\).*returns a NoneType"),
+    (Given(lambda m, x: m.layer.weight * 1), r"the model \(Given\).*does not depend on its input"),
+    (Two(), r"the model \(Two\).*takes other inputs than it is given here \(missing.*'y'\)"),
+    (nn.Module(), r"the model \(Module\).*it has no forward of its own"),
+    (nn.ModuleList([nn.Linear(2, 2)]), r"the model \(ModuleList\).*no forward of its own"),
+    (nn.Linear(3, 2), r"the model \(Linear\).*its forward fails on an example_input of shape"),
+    (nn.LazyLinear(3), r"the model \(LazyLinear\) cannot be read: its weights have no shape yet"),
+    (nn.Sequential(nn.LazyConv1d(3, 2)), r"0 \(LazyConv1d\) cannot be read: its weights have no"),
+    (
+        nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4))),
+        r"1\.1 \(LayerNorm\) cannot be read: it normalises with statistics of the example itself",
+    ),
+    (
+        nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4, track_running_stats=False)),
+        r"1 \(BatchNorm1d\) cannot be read: it normalises with the batch's own statistics",
+    ),
+    (
+        nn.Sequential(
+            nn.Unflatten(1, (1, 4)), nn.Conv1d(1, 2, 3, padding=1, padding_mode="circular")
+        ),
+        r"1 \(Conv1d\) cannot be read: its padding mode is 'circular', not 'zeros'",
+    ),
+    (
+        nn.Sequential(nn.Linear(4, 4), nn.MaxPool1d(2)),
+        r"1 \(MaxPool1d\) cannot be read: its input has 2 axes, not 3",
+    ),
+    (nn.Sequential(nn.Conv1d(4, 2, 1)), r"0 \(Conv1d\) cannot be read: its input has 2 axes"),
+    (
+        Given(
+            lambda m, x: m.parts[0](x.view(-1, 1, 4))[0].flatten(1),
+            nn.MaxPool1d(2, return_indices=True),
+        ),
+        r"parts\.0 \(MaxPool1d\) cannot be read: it returns indices beside its output",
+    ),
+    (
+        quiet(torch.jit.script, nn.Linear(4, 2)),
+        r"the model \(\w+\) cannot be read: it is TorchScript",
+    ),
+    (
+        nn.Sequential(quiet(torch.jit.script, nn.Linear(4, 2))),
+        r"0 \(RecursiveScriptModule\) cannot be read: it is TorchScript",
+    ),
+    (
+        quiet(nn.utils.weight_norm, nn.Linear(4, 2)),
+        r"the model \(Linear\).*its weight is rewritten at each forward pass \(WeightNorm\)",
+    ),
+    (
+        nn.Sequential(quiet(nn.utils.spectral_norm, nn.Linear(4, 2))),
+        r"0 \(Linear\).*\(SpectralNorm\)",
+    ),
+    (
+        nn.Sequential(prune.l1_unstructured(nn.Linear(4, 2), "weight", 0.5)),
+        r"0 \(Linear\).*\(L1Unstructured\); .*prune\.remove makes",
+    ),
+]
+
+
+@pytest.mark.parametrize(("model", "expected"), MODELS)
+def test_models(model: nn.Module, expected: str) -> None:
+    assert re.match(expected, message(model))
+
+
+def test_pruning_that_is_made_final_is_read() -> None:
+    layer = prune.l1_unstructured(nn.Linear(4, 2), "weight", 0.5)
+    prune.remove(layer, "weight")
+    assert Network.from_module(layer, torch.ones(2, 4)).sizes == (4, 2)
+
+
+def test_a_lazy_module_is_read_after_a_batch() -> None:
+    layer = nn.LazyLinear(2)
+    layer(torch.ones(2, 4))
+    assert Network.from_module(layer, torch.ones(2, 4)).sizes == (4, 2)
+
+
+BESIDE = "what was read gives another output than the model"
+
+
+def test_hooks_that_change_an_output_are_found() -> None:
+    model = Net(lambda m, x: m.layer(x))
+    assert Network.from_module(model, torch.ones(2, 4)).sizes == (4, 4, 4, 2)
+    handle = model.part.register_forward_hook(lambda module, args, output: 2 * output)
+    assert BESIDE in message(model)
+    handle.remove()
+    model.last.register_forward_pre_hook(lambda module, args: (args[0] + 1,))
+    assert BESIDE in message(model)
+
+
+def test_what_is_done_in_place_beside_the_forward_is_found() -> None:
+    def forward(m: Part, x: Tensor) -> Tensor:
+        F.relu_(x)
+        return m.layer(x)
+
+    assert BESIDE in message(Net(forward), randn(4, 4).float())
+
+
+def test_another_dtype_is_found() -> None:
+    model = Given(lambda m, x: m.layer(x))
+    model.register_forward_hook(lambda module, args, output: output.double())
+    assert BESIDE in message(model)
+
+
+def test_outputs_that_are_not_numbers_are_no_difference() -> None:
+    model = nn.Linear(2, 3)
+    with torch.no_grad():
+        model.weight[0, 0], model.weight[1, 0] = float("nan"), float("inf")
+    assert Network.from_module(model, torch.ones(2, 2)).sizes == (2, 3)
+
+
+def test_running_out_of_memory_is_no_property_of_the_model() -> None:
+    def forward(m: Given, x: Tensor) -> Tensor:
+        if type(x) is Tensor:
+            raise torch.OutOfMemoryError("no memory")
+        return m.layer(x)
+
+    with pytest.raises(torch.OutOfMemoryError):
+        Network.from_module(Given(forward), torch.ones(2, 4))
+
+
+@pytest.mark.parametrize(
+    ("example", "expected"),
+    [
+        (torch.tensor(1.0), r"at least 1 example, got \(\)"),
+        (torch.zeros(0, 4), r"at least 1 example, got \(0, 4\)"),
+        (torch.ones(2, 4, dtype=torch.int64), "floating-point numbers, got torch.int64"),
+    ],
+)
+def test_examples(example: Tensor, expected: str) -> None:
+    with pytest.raises(ValueError, match=f"^example_input must be .*{expected}"):
+        Network.from_module(nn.Linear(4, 2), example)
+
+
+def test_the_error_is_a_type_error() -> None:
+    assert issubclass(UnreadableNetworkError, TypeError)

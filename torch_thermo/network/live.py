@@ -1,0 +1,55 @@
+"""What readers of modules and functions share: labels, and weights that are read when needed."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from torch_thermo.network.errors import UnreadableNetworkError, unreadable
+from torch_thermo.network.operations import Operation, Source
+
+__all__ = ["Label", "Live", "Operations", "needed", "source"]
+
+Operations = tuple[Operation, ...]
+
+
+class Label(NamedTuple):
+    """Name and kind of what is read, for operations and errors."""
+
+    name: str
+    kind: str
+
+    def refuse(self, why: str) -> UnreadableNetworkError:
+        """Return the error that says why it is not read."""
+        return unreadable(self.name, self.kind, why)
+
+
+class Live(NamedTuple):
+    """A tensor of the model that does not depend on the input; `read` gives its present value."""
+
+    read: Source
+    name: str = ""
+
+
+def source(label: Label, what: str, value: Any) -> Source | None:
+    """Return how a weight is read; None for none.
+
+    Raises:
+        UnreadableNetworkError: the weight is computed from the input.
+    """
+    if value is None:
+        return None
+    if not isinstance(value, Live):
+        raise label.refuse(f"its {what} is computed from the input")
+    return value.read
+
+
+def needed(label: Label, what: str, value: Any) -> Source:
+    """Return how a weight is read that must be there.
+
+    Raises:
+        UnreadableNetworkError: there is none, or it is computed from the input.
+    """
+    found = source(label, what, value)
+    if found is None:
+        raise label.refuse(f"it has no {what}")
+    return found

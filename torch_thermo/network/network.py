@@ -1,0 +1,173 @@
+"""A model as a chain of stages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from torch_thermo.network.errors import unreadable
+from torch_thermo.network.operations import Operation
+from torch_thermo.network.reading import read_model
+from torch_thermo.network.stages import Stage, split
+
+__all__ = ["Network"]
+
+
+class Network:
+    """A model read as stages: layers of weights, each with its activation.
+
+    ``x_l = f_l(W_l x_{l-1} + b_l)``, the feed-forward state of V. Vanchurin, *Towards a theory of
+    machine learning* (sec. 2): neurons are the input and the stages' outputs. Made by
+    `from_module`. The weights are the model's, read anew at each call: the network follows the
+    training. It computes in the dtype and on the device of its input.
+
+    Args:
+        stages: in order.
+        input_shape: of one example.
+        parameters: gives the live parameters.
+    """
+
+    def __init__(
+        self,
+        stages: Sequence[Stage],
+        input_shape: torch.Size,
+        parameters: Callable[[], list[Tensor]],
+    ) -> None:
+        self.stages = tuple(stages)
+        self.input_shape = input_shape
+        self._parameters = parameters
+
+    @classmethod
+    def from_module(cls, model: nn.Module, example_input: Tensor) -> Network:
+        """Read a model.
+
+        Its forward is followed by torch.fx, and what was read is compared with the model on the
+        example, in eval mode. Flags, attributes, buffers and torch's generators are put back;
+        the model's forward runs once (with its forward hooks: what hooks keep elsewhere stays).
+
+        Args:
+            model: a chain of what the table in docs/modules.md has. A model inside
+                torch.compile, DataParallel or DistributedDataParallel is read from there.
+            example_input: a batch ``(B, ...)`` of floating-point numbers as the model takes it,
+                on the model's device.
+
+        Raises:
+            UnreadableNetworkError: names the part that cannot be read, why, and what would be.
+            ValueError: the example is no batch of floating-point numbers.
+
+        Example:
+            >>> model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+            >>> network = Network.from_module(model, torch.zeros(5, 3))
+            >>> network
+            Network(3 - 4 - 2)
+            >>> [stage.name for stage in network.stages]
+            ['0', '2']
+        """
+        if example_input.dim() == 0 or not len(example_input):
+            shape = tuple(example_input.shape)
+            raise ValueError(f"example_input must be a batch of at least 1 example, got {shape}")
+        if not example_input.is_floating_point():
+            raise ValueError(
+                f"example_input must be floating-point numbers, got {example_input.dtype}"
+            )
+        followed = read_model(model, example_input)
+        stages = split(followed.steps)
+        if not stages:
+            raise unreadable("", type(model).__name__, "it has no layer of weights")
+        return cls(stages, example_input.shape[1:], followed.parameters)
+
+    @property
+    def operations(self) -> tuple[Operation, ...]:
+        """All operations in order."""
+        return tuple(
+            operation for stage in self.stages for operation in (*stage.linear, *stage.activation)
+        )
+
+    @property
+    def output_shape(self) -> torch.Size:
+        """The shape of one example's output."""
+        return self.stages[-1].shape
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The number of units of the input and of each stage."""
+        return (self.input_shape.numel(), *(stage.size for stage in self.stages))
+
+    @property
+    def neurons(self) -> int:
+        """The number of all units, N."""
+        return sum(self.sizes)
+
+    @property
+    def is_chain(self) -> bool:
+        """Whether each stage reads the one before alone."""
+        return all(stage.parents == (i - 1,) for i, stage in enumerate(self.stages))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the model's parameters (the first)."""
+        return self.parameters()[0].dtype
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the model's parameters (the first)."""
+        return self.parameters()[0].device
+
+    def parameters(self) -> list[Tensor]:
+        """Return the model's live parameters that are read, each once."""
+        return self._parameters()
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """Return the outputs for a batch, of the shape the model gives."""
+        return self.output_activation(self.states(inputs)[1])
+
+    def states(
+        self, inputs: Tensor, residuals: Sequence[Tensor] | None = None
+    ) -> tuple[list[Tensor], Tensor]:
+        """Return all stages' states and the last one's pre-activation.
+
+        ``x_l = f_l(W_l x_{l-1} + b_l) + r_l``: with residuals r the states are those of the bulk
+        loss (eq. 3.2 of the paper).
+
+        Args:
+            inputs: ``(B, *input_shape)``.
+            residuals: one tensor ``(B, *stage.shape)`` for each hidden stage (all but the last);
+                None: zeros.
+
+        Returns:
+            The states, one ``(B, *stage.shape)`` a stage, the output last, and the logits: the
+            pre-activation of the last stage.
+
+        Raises:
+            ValueError: another number of residuals than of hidden stages.
+        """
+        hidden = len(self.stages) - 1
+        if residuals is not None and len(residuals) != hidden:
+            raise ValueError(
+                f"residuals must be one for each of the {hidden} hidden stages, "
+                f"got {len(residuals)}"
+            )
+        states: list[Tensor] = []
+        x = inputs
+        for number, stage in enumerate(self.stages):
+            logits = _apply(stage.linear, x)
+            x = _apply(stage.activation, logits)
+            if residuals is not None and number < hidden:
+                x = x + residuals[number]
+            states.append(x)
+        return states, logits
+
+    def output_activation(self, logits: Tensor) -> Tensor:
+        """Return the outputs for pre-activations of the last stage."""
+        return _apply(self.stages[-1].activation, logits)
+
+    def __repr__(self) -> str:
+        return f"Network({' - '.join(map(str, self.sizes))})"
+
+
+def _apply(operations: Sequence[Operation], x: Tensor) -> Tensor:
+    for operation in operations:
+        x = operation(x)
+    return x

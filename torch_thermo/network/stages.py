@@ -1,0 +1,78 @@
+"""Operations in order split into stages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from torch_thermo.network.following import Step
+from torch_thermo.network.operations import Convolution, Dense, Elementwise, Operation, Scale
+
+__all__ = ["Stage", "split"]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A layer of weights with what is folded into it, and its activation.
+
+    ``x_l = f(W_l x_{l-1} + b_l)``; V. Vanchurin, *Towards a theory of machine learning*, sec. 2.
+
+    Attributes:
+        name: of the module that has the weights.
+        parents: the stages whose states it reads, -1 for the input. In a chain the one before.
+        linear: operations up to the pre-activation; a max-pool may be among them, which is
+            linear only where its choice is fixed.
+        activation: operations from there to the state.
+        shape: of the state of one example.
+    """
+
+    name: str
+    parents: tuple[int, ...]
+    linear: tuple[Operation, ...]
+    activation: tuple[Operation, ...]
+    shape: torch.Size
+
+    @property
+    def size(self) -> int:
+        """The number of neurons: units of the state."""
+        return self.shape.numel()
+
+
+def split(steps: Sequence[Step]) -> tuple[Stage, ...]:
+    """Split steps into stages, one for each `Dense` or `Convolution`.
+
+    A stage's activation reaches from the first to the last elementwise operation before the next
+    layer; what lies behind it (pools, reshapes, a normalisation) goes to the next stage. Where
+    there is none, the layer keeps the normalisation directly behind it. The first stage has all
+    that precedes its layer, the last all that follows.
+    """
+    layers = [i for i, step in enumerate(steps) if isinstance(step.operation, Dense | Convolution)]
+    stages: list[Stage] = []
+    start = 0
+    for number, layer in enumerate(layers):
+        last = number == len(layers) - 1
+        following = len(steps) if last else layers[number + 1]
+        bends = [i for i in range(layer, following) if isinstance(steps[i].operation, Elementwise)]
+        if last:
+            bend, end = (bends or [following])[0], following
+        elif bends:
+            bend, end = bends[0], bends[-1] + 1
+        else:
+            bend = layer + 1
+            while bend < following and isinstance(steps[bend].operation, Scale):
+                bend += 1
+            end = bend
+        operations = [step.operation for step in steps]
+        stages.append(
+            Stage(
+                name=steps[layer].operation.name,
+                parents=(number - 1,),
+                linear=tuple(operations[start:bend]),
+                activation=tuple(operations[bend:end]),
+                shape=steps[end - 1].shape,
+            )
+        )
+        start = end
+    return tuple(stages)
