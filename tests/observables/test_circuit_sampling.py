@@ -1,0 +1,208 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from tests.observables.circuit_cases import NAMES, case
+from tests.observables.circuits_oracle import enumerate_paths
+from torch_thermo.network import Network, UnreadableNetworkError
+from torch_thermo.observables import circuit_walks
+from torch_thermo.observables.circuit_sampling import sample_circuits
+from torch_thermo.observables.circuits import circuit_sums
+from torch_thermo.systems import VGG
+
+
+def output_of(name):
+    return 1 if name == "classes" else None
+
+
+class AlivePaths:
+    """The enumerated alive paths of one example, by what a sample tells of them: x and psi.
+
+    Paths that agree in both, which share the weights that they pass, are one cell.
+    """
+
+    def __init__(self, small, output=None):
+        every = enumerate_paths(small.model, small.inputs[0], output or 0)
+        alive = [p for p in every if p.alive]
+        x, psi = torch.tensor([(p.value, p.psi) for p in alive], dtype=torch.float64).unbind(1)
+        key = self.key(x, psi.sign(), psi.abs().log()).sort().values
+        first = key.diff(prepend=key.new_full((1,), -math.inf)) > 1e-9
+        self.count, self.keys = len(alive), key[first]
+        self.share = (first.cumsum(0) - 1).bincount().double() / len(alive)
+
+    @staticmethod
+    def key(x, sign, log_abs):
+        return log_abs + math.e * x + 100 * sign
+
+    def chi_square(self, sample):
+        """In standard deviations about its mean; fails on anything that is no alive path."""
+        key = self.key(sample.inputs, sample.sign, sample.log_abs)
+        cell = torch.searchsorted(self.keys, key - 1e-10).clamp(max=len(self.keys) - 1)
+        torch.testing.assert_close(self.keys[cell], key, rtol=0, atol=1e-10)
+        drawn = cell.bincount(minlength=len(self.keys))
+        assert (drawn > 0).all()
+        expected = len(key) * self.share
+        freedom = len(drawn) - 1
+        statistic = ((drawn - expected) ** 2 / expected).sum()
+        return float(statistic - freedom) / math.sqrt(2 * freedom)
+
+    @property
+    def enough(self):
+        """Draws with which the chance to miss any one path is below e^-8."""
+        return max(4000, int(self.count * (math.log(self.count) + 8)))
+
+
+LAWS = [
+    (name, pruned, redraws)
+    for name in NAMES
+    for pruned, redraws in ((0.0, None), (0.3, circuit_walks._REDRAWS), (0.3, 1), (0.3, 0))
+]
+
+
+@pytest.mark.parametrize(("name", "pruned", "redraws"), LAWS)
+def test_all_alive_paths_and_no_others_are_drawn_equally_often(name, pruned, redraws, monkeypatch):
+    if redraws is not None:
+        monkeypatch.setattr(circuit_walks, "_REDRAWS", redraws)
+    small, output = case(name, examples=1, pruned=pruned), output_of(name)
+    alive = AlivePaths(small, output)
+    sample = sample_circuits(small.network, small.inputs, alive.enough, output=output)
+    assert len(sample.sign) == alive.enough
+    # seed 0; four standard deviations, one law in 16,000
+    assert abs(alive.chi_square(sample)) < 4
+
+
+def test_tables_of_many_units_are_built_in_parts(monkeypatch):
+    small = case("conv_max_pool", examples=1, pruned=0.3)
+    monkeypatch.setattr(circuit_walks, "_REDRAWS", 0)
+    monkeypatch.setattr(circuit_walks, "_TABLE_ENTRIES", 40)
+    alive = AlivePaths(small)
+    sample = sample_circuits(small.network, small.inputs, alive.enough)
+    assert abs(alive.chi_square(sample)) < 4
+
+
+@pytest.mark.parametrize("name", ["conv_max_pool", "biases", "classes"])
+def test_the_mean_of_the_sample_is_that_of_the_exact_sums(name):
+    small = case(name, examples=2)
+    labels = torch.tensor([2, 0]) if name == "classes" else None
+    sums = circuit_sums(small.network, small.inputs, targets=labels)
+    sample = sample_circuits(small.network, small.inputs, 40_000, targets=labels)
+    weighted = sample.inputs * sample.values()
+    for example in range(2):
+        own = sample.examples == example
+        for values, exact in (
+            (weighted[own], sums.output / sums.alive),
+            (weighted[own].abs(), sums.absolute / sums.alive),
+            (weighted[own].sign(), sums.sign_balance),
+        ):
+            stderr = values.std() / math.sqrt(len(values))
+            assert abs(values.mean() - exact[example]) < 4 * stderr
+
+
+def test_the_input_is_kept_apart():
+    small = case("biases", examples=2)
+    sample = sample_circuits(small.network, small.inputs, 500)
+    assert sample.sign.dtype == torch.int8
+    assert set(sample.sign.tolist()) == {-1, 1}
+    assert sample.log_abs.dtype == sample.inputs.dtype == torch.float64
+    assert sample.examples.dtype == torch.int64
+    sign, log_abs = sample.weighted()
+    assert sign.dtype == torch.int8
+    torch.testing.assert_close(sign * log_abs.exp(), sample.inputs * sample.values())
+    starts = sample.inputs == 1
+    assert 0 < starts.sum() < 500
+    for x, example in zip(sample.inputs[~starts], sample.examples[~starts], strict=True):
+        assert (small.inputs[example] == x).any()
+
+
+def test_paths_are_spread_evenly_over_the_examples():
+    small = case("conv_max_pool", examples=3)
+    sample = sample_circuits(small.network, small.inputs, 11)
+    assert sample.examples.tolist() == [0] * 4 + [1] * 4 + [2] * 3
+    assert sample.reason is None
+    assert sample_circuits(small.network, small.inputs, 1).examples.tolist() == [0]
+
+
+def test_dead_examples_give_none_and_say_so():
+    small = case("mlp", examples=3)
+    inputs = small.inputs.clone()
+    inputs[1] = 0.0
+    sample = sample_circuits(small.network, inputs, 30)
+    assert sample.examples.tolist() == [0] * 10 + [2] * 10
+    assert sample.reason == "1 of 3 examples: no path is alive"
+    nothing = sample_circuits(small.network, 0 * inputs, 30)
+    assert nothing.reason == "3 of 3 examples: no path is alive"
+    for values in (nothing.sign, nothing.log_abs, nothing.inputs, nothing.examples):
+        assert values.shape == (0,)
+    assert nothing.sign.dtype == torch.int8
+    assert nothing.values().dtype == torch.float64
+
+
+def test_what_is_not_finite_or_not_countable_is_left_out_with_the_reason():
+    small = case("mlp", examples=2)
+    inputs = small.inputs.clone()
+    inputs[0, 0] = math.inf
+    sample = sample_circuits(small.network, inputs, 30)
+    assert sample.examples.tolist() == [1] * 15
+    assert sample.reason == "1 of 2 examples: the output is not finite"
+    layers = [nn.Linear(10, 10, bias=False) for _ in range(310)]
+    model = nn.Sequential(*layers).double()
+    for layer in layers:
+        nn.init.constant_(layer.weight, 0.1)
+    inputs = torch.ones(1, 10, dtype=torch.float64)
+    sample = sample_circuits(Network.from_module(model, inputs), inputs, 30, output=0)
+    assert sample.reason == "1 of 1 examples: more than 1e+290 paths are alive"
+    sample = sample_circuits(Network.from_module(model[:280], inputs), inputs, 30, output=0)
+    torch.testing.assert_close(sample.log_abs, torch.full((30,), 280 * math.log(0.1)).double())
+
+
+def test_seeded_and_outside_the_global_generator():
+    small = case("biases", examples=2, pruned=0.2)
+    before = torch.get_rng_state()
+    one, again, other = (
+        sample_circuits(small.network, small.inputs, 200, seed=seed) for seed in (3, 3, 4)
+    )
+    assert torch.equal(torch.get_rng_state(), before)
+    for name in ("sign", "log_abs", "inputs", "examples"):
+        assert torch.equal(getattr(one, name), getattr(again, name))
+    assert not torch.equal(one.log_abs, other.log_abs)
+
+
+def test_the_order_of_the_paths_tells_nothing():
+    # paths from a bias end first: in a sample of identical laws they may not come first
+    small = case("biases", examples=1)
+    starts = sample_circuits(small.network, small.inputs, 4000).inputs == 1
+    first, second = starts[:2000].double().mean(), starts[2000:].double().mean()
+    assert abs(first - second) < 4 * math.sqrt(2 * 0.25 / 2000)
+    assert 0.02 < starts.double().mean() < 0.98
+
+
+def test_a_deep_vgg_has_products_far_below_float32():
+    model = VGG(10)
+    inputs = torch.randn(1, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    sample = sample_circuits(Network.from_module(model, inputs), inputs, 2000)
+    assert len(sample.sign) == 2000
+    assert -20 < sample.log_abs.median() / math.log(10) < -10
+    # a product of many signed factors looks symmetric
+    assert abs(sample.weighted()[0].double().mean()) < 4 / math.sqrt(2000)
+
+
+def test_bad_arguments():
+    small = case("mlp")
+    network, inputs = small.network, small.inputs
+    with pytest.raises(ValueError, match="paths must be at least 1, got 0"):
+        sample_circuits(network, inputs, 0)
+    for paths in (10.0, True):
+        with pytest.raises(TypeError, match=f"paths must be a whole number, got {paths}"):
+            sample_circuits(network, inputs, paths)
+    for order in (1, 2):
+        with pytest.raises(ValueError, match=f"order must be 0.*got {order}"):
+            sample_circuits(network, inputs, 10, order=order)
+    with pytest.raises(ValueError, match=r"inputs must have shape \(B, 5\)"):
+        sample_circuits(network, inputs[:, :3], 10)
+    with pytest.raises(ValueError, match="output must be None or 0"):
+        sample_circuits(network, inputs, 10, output=2)
+    model = nn.Sequential(nn.Linear(5, 3), nn.Tanh(), nn.Linear(3, 1)).double()
+    with pytest.raises(UnreadableNetworkError, match=r"1 \(Tanh\)"):
+        sample_circuits(Network.from_module(model, inputs), inputs, 10)

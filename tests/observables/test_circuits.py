@@ -1,0 +1,300 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from tests.observables.circuit_cases import NAMES, case
+from tests.observables.circuits_oracle import enumerate_paths
+from torch_thermo.network import Network, UnreadableNetworkError
+from torch_thermo.observables import circuit_paths
+from torch_thermo.observables.circuit_sampling import sample_circuits
+from torch_thermo.observables.circuits import circuit_asymmetry, circuit_sums
+from torch_thermo.systems import VGG
+
+MOMENTS = (1, 2, 3, 4)
+
+
+def output_of(name):
+    return 1 if name == "classes" else None
+
+
+def close(values, expected, scale):
+    """To 1e-10 of the sum of the terms' magnitudes."""
+    difference = (values - torch.tensor(expected, dtype=torch.float64)).abs()
+    assert (difference <= 1e-10 * torch.tensor(scale, dtype=torch.float64)).all()
+
+
+def every_path(small, output):
+    return [enumerate_paths(small.model, x, output or 0) for x in small.inputs]
+
+
+def test_sizes_of_the_networks_to_enumerate():
+    for name, paths in {"mlp": 600, "conv_max_pool": 4800}.items():
+        small = case(name, examples=1)
+        assert len(enumerate_paths(small.model, small.inputs[0])) == paths
+
+
+@pytest.mark.parametrize("pruned", [0.0, 0.3])
+@pytest.mark.parametrize("name", NAMES)
+def test_sums_equal_those_over_every_path(name, pruned):
+    small, output = case(name, pruned=pruned), output_of(name)
+    sums = circuit_sums(small.network, small.inputs, output=output, moments=MOMENTS)
+    terms = [[p.value * p.psi for p in paths] for paths in every_path(small, output)]
+    alive = [sum(p.alive for p in paths) for paths in every_path(small, output)]
+    assert any(alive)
+    assert sums.alive.tolist() == alive
+    assert sums.signed.tolist() == [sum((t > 0) - (t < 0) for t in each) for each in terms]
+    magnitudes = [math.fsum(map(abs, each)) for each in terms]
+    close(sums.absolute, magnitudes, magnitudes)
+    close(sums.output, [math.fsum(each) for each in terms], magnitudes)
+    for q, moment in sums.moments.items():
+        close(
+            moment,
+            [math.fsum(t**q for t in each) for each in terms],
+            [math.fsum(abs(t) ** q for t in each) for each in terms],
+        )
+    assert tuple(sums.moments) == MOMENTS
+    expected = [(p - n) / (p + n) if p + n else math.nan for p, n in map(balance, terms)]
+    torch.testing.assert_close(
+        sums.sign_balance, torch.tensor(expected, dtype=torch.float64), equal_nan=True
+    )
+
+
+def balance(terms):
+    return sum(t > 0 for t in terms), sum(t < 0 for t in terms)
+
+
+@pytest.mark.parametrize("pruned", [0.0, 0.3])
+@pytest.mark.parametrize("name", NAMES)
+def test_order_one_totals_equal_those_over_every_path(name, pruned):
+    small, output = case(name, pruned=pruned), output_of(name)
+    sums = circuit_sums(small.network, small.inputs, output=output, moments=(), order_one=True)
+    layers = len(sums.order_one)
+    assert layers == sum(not isinstance(p, nn.PReLU) and has_weight(p) for p in small.model)
+    for layer, total in enumerate(sums.order_one.values()):
+        terms = [
+            [p.value * p.entries[layer][1] for p in paths if layer in p.entries]
+            for paths in every_path(small, output)
+        ]
+        close(
+            total,
+            [math.fsum(each) for each in terms],
+            [math.fsum(map(abs, each)) for each in terms],
+        )
+
+
+def has_weight(module):
+    return getattr(module, "weight", None) is not None
+
+
+@pytest.mark.parametrize("name", ["mlp", "conv_max_pool", "strided", "average_pool", "biases"])
+def test_order_one_sums_are_the_entries_of_the_gradient(name):
+    small = case(name, examples=1, pruned=0.2)
+    layers = [m.weight for m in small.model if isinstance(m, nn.Linear | nn.Conv2d)]
+    gradients = torch.autograd.grad(small.model(small.inputs).sum(), layers)
+    totals = circuit_sums(small.network, small.inputs, order_one=True).order_one.values()
+    entries = [torch.zeros(weight.numel(), dtype=torch.float64) for weight in layers]
+    for path in enumerate_paths(small.model, small.inputs[0]):
+        for layer, (entry, others) in path.entries.items():
+            entries[layer][entry] += path.value * others
+    for gradient, entry, total in zip(gradients, entries, totals, strict=True):
+        torch.testing.assert_close(entry, gradient.flatten(), rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(total, gradient.sum()[None], rtol=1e-10, atol=1e-12)
+
+
+def test_a_layer_that_is_used_twice_gives_the_whole_gradient():
+    shared = nn.Linear(4, 4, bias=False).double()
+    model = nn.Sequential(shared, nn.ReLU(), shared, nn.ReLU(), nn.Linear(4, 1).double())
+    with torch.no_grad():
+        shared.weight.copy_(torch.arange(16.0).reshape(4, 4) / 10 - 0.4)
+    inputs = torch.ones(2, 4, dtype=torch.float64)
+    sums = circuit_sums(Network.from_module(model, inputs), inputs, order_one=True)
+    gradient = torch.autograd.grad(model(inputs)[0].sum(), shared.weight)[0].sum()
+    assert len(sums.order_one) == 2
+    assert gradient != 0
+    torch.testing.assert_close(next(iter(sums.order_one.values()))[0], gradient)
+
+
+def test_a_float32_model_is_measured_in_float64():
+    small = case("biases")
+    small.model.float()
+    inputs = small.inputs.float()
+    network = Network.from_module(small.model, inputs)
+    sums = circuit_sums(network, inputs)
+    small.model.double()
+    assert torch.equal(sums.output, small.model(inputs.double())[:, 0])
+    assert sums.absolute.dtype == torch.float64
+
+
+def test_deep_vgg():
+    model = VGG(10)
+    inputs = torch.randn(3, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    result = circuit_asymmetry(Network.from_module(model, inputs), inputs)
+    torch.testing.assert_close(result.output, model.double()(inputs.double()), rtol=1e-12, atol=0)
+    # of all paths, those over padding included
+    every = math.prod(weight[0].numel() for weight in model.parameters())
+    assert ((result.alive > 1e-4 * every) & (result.alive < 1e-2 * every)).all()
+    assert (result.sign_balance.abs() < 1e-3).all()
+    assert (result.sign_balance != 0).all()
+    assert not result.output.requires_grad
+    assert result.reason is None
+
+
+@pytest.mark.parametrize("at_once", [1, 30])
+def test_examples_do_not_depend_on_how_many_are_taken_at_once(at_once, monkeypatch):
+    small = case("classes", examples=5)
+    network, targets = small.network, torch.tensor([2, 0, 1, 1, 0])
+    whole = circuit_sums(network, small.inputs, targets=targets, order_one=True)
+    monkeypatch.setattr(circuit_paths, "_STATES_AT_ONCE", at_once)
+    parts = circuit_sums(network, small.inputs, targets=targets, order_one=True)
+    for name in ("alive", "signed", "absolute", "output"):
+        torch.testing.assert_close(getattr(parts, name), getattr(whole, name))
+    torch.testing.assert_close(dict(parts.order_one), dict(whole.order_one))
+    one = sample_circuits(network, small.inputs, 50, targets=targets)
+    monkeypatch.undo()
+    other = sample_circuits(network, small.inputs, 50, targets=targets)
+    torch.testing.assert_close(one.log_abs, other.log_abs)
+    assert torch.equal(one.examples, other.examples)
+
+
+def test_one_output_and_its_labels():
+    small = case("mlp", examples=4)
+    network = small.network
+    plain = circuit_asymmetry(network, small.inputs)
+    sums = circuit_sums(network, small.inputs)
+    torch.testing.assert_close(plain.mass_asymmetry, sums.output / sums.absolute, equal_nan=True)
+    signs = torch.tensor([1, -1, -1, 1])
+    expected = plain.mass_asymmetry * signs
+    for targets in (signs, signs.float()[:, None], (signs > 0), (signs > 0).double()):
+        labelled = circuit_asymmetry(network, small.inputs, targets)
+        assert torch.equal(labelled.mass_asymmetry.nan_to_num(9), expected.nan_to_num(9))
+        assert torch.equal(labelled.sign_balance.nan_to_num(9), plain.sign_balance.nan_to_num(9))
+    assert (plain.mass_asymmetry.isfinite() & (plain.mass_asymmetry != 0)).sum() >= 2
+
+
+def test_several_outputs():
+    small = case("classes")
+    network, inputs = small.network, small.inputs
+    logits = small.model(inputs)
+    labels = torch.tensor([2, 0, 1])
+    own = logits[torch.arange(3), labels]
+    one_hot = nn.functional.one_hot(labels, 3)
+    for targets in (labels, labels.int(), one_hot, 2 * one_hot - 1.0):
+        for output in (None, "target"):
+            result = circuit_asymmetry(network, inputs, targets, output)
+            assert torch.equal(result.output, own)
+            assert torch.equal(result.mass_asymmetry.sign(), own.sign())
+    fixed = circuit_asymmetry(network, inputs, labels, output=1)
+    assert torch.equal(fixed.output, logits[:, 1])
+    plain = circuit_asymmetry(network, inputs, output=1)
+    y = torch.tensor([-1.0, -1.0, 1.0], dtype=torch.float64)
+    assert torch.equal(fixed.mass_asymmetry, y * plain.mass_asymmetry)
+
+
+def test_a_dead_example_is_nan_with_a_reason_and_the_others_stay():
+    small = case("mlp", examples=3)
+    inputs = small.inputs.clone()
+    alone = circuit_asymmetry(small.network, inputs)
+    inputs[1] = 0.0
+    result = circuit_asymmetry(small.network, inputs)
+    assert result.alive[1] == 0
+    assert result.output[1] == 0
+    assert result.sign_balance[1].isnan()
+    assert result.mass_asymmetry[1].isnan()
+    assert result.reason == "1 of 3 examples: no path is alive, so that S and T/A are undefined"
+    for name in ("alive", "sign_balance", "mass_asymmetry", "output"):
+        assert torch.equal(getattr(result, name)[[0, 2]], getattr(alone, name)[[0, 2]])
+    assert alone.reason is None
+
+
+def test_a_network_that_is_not_finite_is_nan_with_a_reason():
+    small = case("mlp", examples=2)
+    inputs = small.inputs.clone()
+    inputs[0, 0] = math.inf
+    sums = circuit_sums(small.network, inputs, order_one=True)
+    for values in (sums.alive, sums.signed, sums.absolute, sums.output, sums.moments[2]):
+        assert values.isnan().tolist() == [True, False]
+    assert sums.reason == "1 of 2 examples: the output is not finite"
+
+
+def test_more_paths_than_float64_counts_are_nan_with_a_reason():
+    layers = [nn.Linear(10, 10, bias=False) for _ in range(310)]
+    model = nn.Sequential(*layers).double()
+    for layer in layers:
+        nn.init.constant_(layer.weight, 0.1)
+    inputs = torch.ones(1, 10, dtype=torch.float64)
+    network = Network.from_module(model, inputs)
+    sums = circuit_sums(network, inputs, output=0)
+    assert sums.alive.isnan().all()
+    assert sums.sign_balance.isnan().all()
+    assert sums.mass_balance.item() == pytest.approx(1.0)
+    assert sums.reason == "1 of 1 examples: a sum is out of float64's range"
+
+
+def test_moments_that_vanish_are_nan_with_a_reason():
+    small = case("mlp", examples=1)
+    with torch.no_grad():
+        for weight in small.model.parameters():
+            weight.mul_(0.01)
+    sums = circuit_sums(small.network, small.inputs.sign(), moments=(2, 300))
+    assert sums.alive[0] > 0
+    assert sums.moments[2] > 0
+    assert sums.moments[300].isnan()
+    assert sums.reason == "1 of 1 examples: a sum is out of float64's range"
+
+
+@pytest.mark.parametrize(
+    ("layers", "named"),
+    [
+        ([nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 1)], r"1 \(Tanh\)"),
+        ([nn.Linear(3, 3), nn.GELU(), nn.Linear(3, 1)], r"1 \(GELU\)"),
+        ([nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 1), nn.Sigmoid()], r"3 \(Sigmoid\)"),
+    ],
+)
+def test_activations_that_are_no_gates_are_refused_by_name(layers, named):
+    model, inputs = nn.Sequential(*layers), torch.randn(2, 3)
+    network = Network.from_module(model, inputs)
+    with pytest.raises(UnreadableNetworkError, match=f"{named} cannot be read.*ReLU"):
+        circuit_asymmetry(network, inputs)
+
+
+def test_bad_arguments_of_one_output():
+    small = case("mlp")
+    network, inputs = small.network, small.inputs
+    with pytest.raises(TypeError, match="network must be a Network, got Sequential"):
+        circuit_asymmetry(small.model, inputs)
+    with pytest.raises(TypeError, match="inputs must be a tensor, got list"):
+        circuit_asymmetry(network, inputs.tolist())
+    for bad in (inputs[0], inputs[:, :4], inputs[:0], inputs[0, 0]):
+        with pytest.raises(ValueError, match=r"inputs must have shape \(B, 5\)"):
+            circuit_asymmetry(network, bad)
+    for output in (1, "target", -1, False):
+        with pytest.raises(ValueError, match="output must be None or 0 for a scalar output"):
+            circuit_asymmetry(network, inputs, output=output)
+    with pytest.raises(ValueError, match=r"got values \[-1.0, 0.0, 1.0\]"):
+        circuit_asymmetry(network, inputs, torch.tensor([-1, 0, 1]))
+    with pytest.raises(ValueError, match=r"targets must have shape \(3,\).*got \(2,\)"):
+        circuit_asymmetry(network, inputs, torch.ones(2))
+    with pytest.raises(TypeError, match="targets must be a tensor, got list"):
+        circuit_asymmetry(network, inputs, [1, -1, 1])
+    with pytest.raises(ValueError, match="moments must be at least 1, got 0"):
+        circuit_sums(network, inputs, moments=(2, 0))
+    with pytest.raises(TypeError, match=r"moments must be whole numbers, got 1\.5"):
+        circuit_sums(network, inputs, moments=(1.5,))
+
+
+def test_bad_arguments_of_several_outputs():
+    small = case("classes")
+    network, inputs = small.network, small.inputs
+    for output in (None, "target"):
+        with pytest.raises(ValueError, match="the network has 3 outputs"):
+            circuit_asymmetry(network, inputs, output=output)
+    for output in (3, -1, "all", True, 1.0):
+        with pytest.raises(ValueError, match="an index from 0 to 2, got"):
+            circuit_asymmetry(network, inputs, torch.tensor([0, 1, 2]), output)
+    for targets in (torch.ones(3), torch.ones(3, 2), torch.ones(3, dtype=torch.bool)):
+        with pytest.raises(ValueError, match="targets must be integer classes"):
+            circuit_asymmetry(network, inputs, targets)
+    with pytest.raises(ValueError, match="targets must be classes from 0 to 2, got -1 to 3"):
+        circuit_asymmetry(network, inputs, torch.tensor([-1, 3, 0]))

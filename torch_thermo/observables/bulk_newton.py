@@ -1,0 +1,269 @@
+"""The small problems of the bulk loss: `min_z 1/2 |z|^2 + phi(y0 + L z)`, one for each example.
+
+With A = L L^T and s = A u = L z this is `min_u 1/2 u^T A u + phi(y0 + A u)`: in z it is well posed
+for any A, also where A is singular or 0, and its Hessian `I + L^T phi'' L` is at least 1 for a
+convex phi.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from torch_thermo.observables.cutting_planes import cutting_planes
+from torch_thermo.observables.example_loss import Potential
+
+TOLERANCE = 1e-8
+"""Of the relative residual `|z + L^T phi'| / (|z| + |L^T phi'|)` at a minimum."""
+
+_ITERATIONS = 100
+_EPS = torch.finfo(torch.float64).eps
+# of the largest element of the matrix: a step shorter by this has ceased to move
+_STUCK = 1e12
+# The grid of a scalar problem: points of each sign, and how many an octave. A saturated output is
+# worth crossing up to |z| = sqrt(2 phi), the grid's end: with 4 an octave the other side, where it
+# is narrow, is missed by up to 8 % of the squared error, with 12 not.
+_GRID = 96
+_OCTAVE = 12
+_BISECTIONS = 64
+
+
+@dataclass(frozen=True)
+class Minimum:
+    """Minima of the small problems.
+
+    Attributes:
+        values: (B,), the smallest value found, at most phi(y0).
+        converged: (B,), whether that value belongs to a minimum (see `bulk_boundary_loss`).
+    """
+
+    values: Tensor
+    converged: Tensor
+
+
+def minimise(potential: Potential, logits: Tensor, gram: Tensor, bent: bool) -> Minimum:
+    """Minimise `1/2 u^T A u + phi(y0 + A u)` for each example.
+
+    One pre-activation: by a grid and bisection. Several: damped Newton steps from u = 0 and, with
+    `bent`, from `s = -y0` on the wrong outputs; where these stop at a kink of a convex phi, or phi
+    has no second derivative, by cutting planes.
+
+    Args:
+        potential: phi.
+        logits: y0, (B, M).
+        gram: A, (B, M, M), symmetric and positive semidefinite.
+        bent: whether f bends, so that there may be several minima.
+    """
+    factor = symmetric_factor(gram)
+    if logits.shape[1] == 1:
+        return _scalar(potential, logits, factor)
+    rows = torch.arange(len(logits), device=logits.device)
+    boundary = potential.values(logits, rows).detach()
+    problem = _Problem(potential, logits, factor, rows)
+    start = torch.zeros_like(logits)
+    try:
+        point, values, converged = _newton(problem, start)
+        if bent:
+            chosen, second = _crossed(problem, boundary)
+            other, found, sure = _newton(problem.take(chosen), second)
+            better = found < values[chosen]
+            chosen = chosen[better]
+            point[chosen], values[chosen] = other[better], found[better]
+            converged[chosen] = sure[better]
+    except NotImplementedError:
+        point, values = start, boundary.clone()
+        converged = torch.zeros_like(boundary, dtype=torch.bool)
+    open_ = (~converged).nonzero()[:, 0]
+    if len(open_):
+        found, sure = cutting_planes(
+            problem.take(open_).slopes, point[open_], scale=boundary[open_].abs()
+        )
+        values[open_] = torch.minimum(values[open_], found)
+        # behind a bent f phi is not convex, and the bound is none
+        converged[open_] = sure & (not bent)
+    # u = 0 is feasible; rounding may say otherwise
+    return Minimum(torch.minimum(values, boundary), converged)
+
+
+def positive_axes(gram: Tensor) -> tuple[Tensor, Tensor]:
+    """Return A's eigenvalues (B, M), those that are rounding set to 0, and its axes (B, M, M)."""
+    eigenvalues, axes = torch.linalg.eigh(gram)
+    floor = gram.shape[-1] * _EPS * eigenvalues[:, -1:].clamp(min=0)
+    return torch.where(eigenvalues > floor, eigenvalues, 0.0), axes
+
+
+def symmetric_factor(gram: Tensor) -> Tensor:
+    """Return L (B, M, M) with L L^T = A, its columns along A's axes."""
+    eigenvalues, axes = positive_axes(gram)
+    return axes * eigenvalues.sqrt()[:, None, :]
+
+
+class _Problem:
+    """`Psi(z) = 1/2 |z|^2 + phi(y0 + L z)` of some of the examples."""
+
+    def __init__(self, potential: Potential, logits: Tensor, factor: Tensor, rows: Tensor) -> None:
+        self.potential = potential
+        self.logits = logits
+        self.factor = factor
+        self.rows = rows
+
+    def take(self, which: Tensor) -> _Problem:
+        return _Problem(self.potential, self.logits[which], self.factor[which], self.rows[which])
+
+    def at(self, z: Tensor) -> Tensor:
+        """Return y0 + L z."""
+        return self.logits + _apply(self.factor, z)
+
+    def slopes(self, z: Tensor, which: Tensor) -> tuple[Tensor, Tensor]:
+        """Return phi and its gradient in z of the examples `which`."""
+        part = self.take(which)
+        values, gradient = self.potential.slopes(part.at(z), part.rows)
+        return values, _apply(part.factor.mT, gradient)
+
+    def curvatures(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return Psi, L^T phi', its rounding, and Psi''."""
+        values, gradient, hessian = self.potential.curvatures(self.at(z), self.rows)
+        bent = hessian[..., None] * self.factor if hessian.dim() == 2 else hessian @ self.factor
+        matrix = self.factor.mT @ bent
+        matrix.diagonal(dim1=-2, dim2=-1).add_(1.0)
+        # |z| is the length of the residuals: the states themselves are rounded to about eps
+        size = 1 + self.factor.flatten(1).norm(dim=1) * gradient.norm(dim=1)
+        values = values + 0.5 * z.square().sum(1)
+        return values, _apply(self.factor.mT, gradient), 64 * _EPS * size, matrix
+
+
+def _apply(matrices: Tensor, vectors: Tensor) -> Tensor:
+    return (matrices @ vectors[..., None])[..., 0]
+
+
+def _newton(problem: _Problem, start: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Damped Newton steps of all examples at once; those that are done leave.
+
+    Returns:
+        z, Psi(z) and whether the residual is below the tolerance.
+    """
+    result = start.clone()
+    found = torch.full_like(start[:, 0], torch.inf)
+    converged = torch.zeros_like(found, dtype=torch.bool)
+    index = torch.arange(len(start), device=start.device)
+    if not len(start):
+        return result, found, converged
+    z, damping = start, torch.zeros_like(found)
+    value, slope, rounding, matrix = problem.curvatures(z)
+    for _ in range(_ITERATIONS):
+        residual = z + slope
+        norm = residual.norm(dim=1)
+        at_rest = norm <= TOLERANCE * (z.norm(dim=1) + slope.norm(dim=1)) + rounding
+        size = matrix.abs().amax(dim=(1, 2))
+        result[index], found[index], converged[index] = z, value, at_rest
+        # NaN in the first derivatives is not less than infinity
+        going = ~at_rest & (damping < _STUCK * size) & (norm < torch.inf) & (size < torch.inf)
+        if not going.any():
+            break
+        if not going.all():
+            index, z, damping, problem = index[going], z[going], damping[going], problem.take(going)
+            value, slope, rounding, matrix = (
+                value[going],
+                slope[going],
+                rounding[going],
+                matrix[going],
+            )
+            residual, norm, size = residual[going], norm[going], size[going]
+        step = _step(matrix, damping, residual)
+        trial = z + step
+        new = problem.curvatures(trial)
+        predicted = -0.5 * (residual * step).sum(1)
+        gain = value - new[0]
+        # where the gain drowns in the rounding of Psi, the residual decides
+        even = (gain.abs() <= 16 * _EPS * value.abs()) & ((trial + new[1]).norm(dim=1) < norm)
+        finite = new[3].isfinite().all(dim=-1).all(dim=-1) & new[1].isfinite().all(dim=1)
+        better = ((gain > 1e-4 * predicted) | even) & finite
+        z = torch.where(better[:, None], trial, z)
+        value = torch.where(better, new[0], value)
+        slope = torch.where(better[:, None], new[1], slope)
+        rounding = torch.where(better, new[2], rounding)
+        matrix = torch.where(better[:, None, None], new[3], matrix)
+        eased = torch.where(gain > 0.25 * predicted, 0.1 * damping, damping)
+        eased = torch.where(eased < 1e-4 * size, 0.0, eased)
+        damping = torch.where(better, eased, torch.maximum(10 * damping, 1e-2 * size))
+    return result, found, converged
+
+
+def _step(matrix: Tensor, damping: Tensor, residual: Tensor) -> Tensor:
+    """Return the damped Newton step; along negative curvature it goes downhill all the same."""
+    damped = matrix.clone()
+    damped.diagonal(dim1=-2, dim2=-1).add_(damping[:, None])
+    triangle, failed = torch.linalg.cholesky_ex(damped)
+    step: Tensor = -torch.cholesky_solve(residual[..., None], triangle)[..., 0]
+    bent = (failed > 0).nonzero()[:, 0]
+    if len(bent):
+        values, vectors = torch.linalg.eigh(matrix[bent])
+        values = values.abs().clamp(min=1.0) + damping[bent, None]
+        step[bent] = -_apply(vectors, _apply(vectors.mT, residual[bent]) / values)
+    return step
+
+
+def _crossed(problem: _Problem, boundary: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the examples with outputs on the wrong side, and a second start for each.
+
+    Wrong are the pre-activations whose sign, changed alone, lowers the loss: for a squared error
+    and an odd f those with y0 t < 0. A saturated one does not move from u = 0. Nor does it stay at
+    its mirror image, s = -2 y0: f' is 0 there too, and |z|^2 draws it back. From s = -y0, where f
+    is steepest, it goes where it should. Measured on a tanh network (784-40-20-10, squared error,
+    5,000 digits): the mean of the best of u = 0 and s = -2 y0 lies above that of the best of 30
+    more starts by .2 % after 1 epoch, 10 % after 10 and 54 % after 80; with s = -y0 by nothing.
+    """
+    logits, rows = problem.logits, problem.rows
+    wrong = torch.zeros_like(logits, dtype=torch.bool)
+    for k in range(logits.shape[1]):
+        changed = logits.clone()
+        changed[:, k] *= -1
+        wrong[:, k] = problem.potential.values(changed, rows).detach() < boundary
+    chosen = wrong.any(1).nonzero()[:, 0]
+    target = torch.where(wrong, -logits, 0.0)[chosen]
+    # the columns of L are orthogonal: z = L^+ s
+    factor = problem.factor[chosen]
+    squares = factor.square().sum(1)
+    z = torch.where(squares > 0, _apply(factor.mT, target) / squares, 0.0)
+    return chosen, z
+
+
+def _scalar(potential: Potential, logits: Tensor, factor: Tensor) -> Minimum:
+    """One pre-activation: the best of a grid, then bisection on the sign of Psi'.
+
+    No smoothness is asked for, so that minima at kinks are found too. For phi >= 0 a minimum has
+    `|z| <= sqrt(2 phi(y0))`, for a convex phi `|z| <= L |phi'(y0)|`: the grid reaches the larger.
+    """
+    rows = torch.arange(len(logits), device=logits.device)
+    root = factor[:, 0, 0]
+
+    def at(z: Tensor) -> tuple[Tensor, Tensor]:
+        """Return Psi and Psi'."""
+        value, slope = potential.slopes(logits + (root * z)[:, None], rows)
+        return value + 0.5 * z.square(), z + root * slope[:, 0]
+
+    boundary, slope = at(torch.zeros_like(root))
+    reach = (1 + 1e-6) * torch.maximum((2 * boundary.clamp(min=0)).sqrt(), slope.abs())
+    powers = 2.0 ** (-torch.arange(_GRID, dtype=root.dtype, device=root.device) / _OCTAVE)
+    grid = torch.cat([-powers, powers.new_zeros(1), powers.flip(0)])[:, None] * reach
+    values = torch.stack(
+        [potential.values(logits + (root * z)[:, None], rows).detach() for z in grid]
+    )
+    values = values + 0.5 * grid.square()
+    best = values.nan_to_num(torch.inf).argmin(0, keepdim=True)
+    last = len(grid) - 1
+    low, point, high = (grid.gather(0, (best + k).clamp(0, last))[0] for k in (-1, 0, 1))
+    lowest = torch.minimum(values.gather(0, best)[0].nan_to_num(torch.inf), boundary)
+    for _ in range(_BISECTIONS):
+        value, slope = at(point)
+        lowest = torch.minimum(lowest, value.nan_to_num(torch.inf))
+        high = torch.where(slope > 0, point, high)
+        low = torch.where(slope > 0, low, point)
+        point = 0.5 * (low + high)
+    (below, falling), (above, rising) = at(low), at(high)
+    lowest = torch.minimum(lowest, torch.minimum(below, above).nan_to_num(torch.inf))
+    # the bracket holds a minimum; where L = 0 it is the point itself
+    converged = ((falling <= 0) & (rising >= 0)) | (root == 0)
+    return Minimum(lowest, converged)
