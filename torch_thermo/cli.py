@@ -1,4 +1,4 @@
-"""The command line: ``torch-thermo demo``.
+"""The command line: ``torch-thermo demo`` and ``torch-thermo show``.
 
 Exit status 0 on success, 2 on bad arguments, 1 on failure. Errors are one line; ``--debug`` shows
 the traceback.
@@ -85,7 +85,46 @@ def _parser() -> ArgumentParser:
     )
     demo.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands.add_subcommand("demo", demo, help="two trainings with everything measured")
+    commands.add_subcommand("show", _show_parser(), help="stored runs as tables and figures")
     return parser
+
+
+def _show_parser() -> ArgumentParser:
+    show = ArgumentParser(
+        description="Show what runs have measured, also while they go on: a table of each, the "
+        "last values of several side by side, and figures; several runs are drawn over each other.",
+        exit_on_error=False,
+    )
+    show.add_argument(
+        "runs",
+        metavar="RUN",
+        nargs="+",
+        type=Path,
+        help="a store (thermo/), a logger's folder (lightning_logs/version_0), or a folder "
+        "with several runs anywhere below it",
+    )
+    show.add_argument(
+        "--out",
+        metavar="DIR",
+        type=Path,
+        default=None,
+        help="folder of the figures; default: figures/ in the RUN, or here if there are several",
+    )
+    show.add_argument("--pdf", action="store_true", help="write the figures as PDF too")
+    show.add_argument(
+        "--quantities",
+        metavar="NAME",
+        nargs="+",
+        type=str,
+        default=None,
+        help="these alone, one panel each: observable/quantity, an observable, or with * and ?",
+    )
+    show.add_argument("--list", action="store_true", help="name all that is stored; no figures")
+    show.add_argument(
+        "--csv", metavar="FILE", type=Path, default=None, help="write the values as a long table"
+    )
+    show.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return show
 
 
 def _data(value: str) -> str:
@@ -148,7 +187,43 @@ def _demo(arguments: Namespace, console: Console) -> None:
     )
 
 
-_COMMANDS: dict[str, Callable[[Any, Console], None]] = {"demo": _demo}
+def _show(arguments: Namespace, console: Console) -> None:
+    from torch_thermo.papers import show
+
+    def say(text: str) -> None:
+        console.print(text, markup=False, soft_wrap=True)
+
+    runs, empty = show.find_runs(arguments.runs)
+    for store in empty:
+        say(f"no measurements yet in {store}")
+    wanted = show.chosen(runs, arguments.quantities) if arguments.quantities else None
+    for label, run in runs:
+        if arguments.list:
+            console.print(show.names_table(label, run))
+        else:
+            console.print(show.run_table(show.run_title(label, run), run, wanted))
+    if len(runs) > 1 and not arguments.list:
+        for table in show.last_values(runs, wanted, console.width):
+            console.print(table)
+    if arguments.csv is not None:
+        count = show.write_csv(runs, arguments.csv, wanted)
+        say(f"table: {arguments.csv}, {count:,} rows")
+    if not arguments.list:
+        out = arguments.out or _figures_of(arguments.runs)
+        files = show.save_figures(runs, out, wanted, ("png", "pdf") if arguments.pdf else ("png",))
+        say(f"figures: {out}, {len(files)} files")
+
+
+def _figures_of(paths: Sequence[Path]) -> Path:
+    """In the run that is shown, beside its store, or here."""
+    if len(paths) > 1:
+        return Path("figures")
+    (path,) = paths
+    is_store = path.resolve().name == "thermo" and (path / "run.json").is_file()
+    return (path.resolve().parent if is_store else path) / "figures"
+
+
+_COMMANDS: dict[str, Callable[[Any, Console], None]] = {"demo": _demo, "show": _show}
 
 
 if __name__ == "__main__":

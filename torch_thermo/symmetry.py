@@ -17,6 +17,7 @@ from torch import Tensor
 
 _Z95 = NormalDist().inv_cdf(0.975)
 _NANS = (math.nan, math.nan)
+_PIECE = 2**18
 
 
 @dataclass(frozen=True)
@@ -43,12 +44,14 @@ class SymmetryTest:
         sign_balance: (n+ - n-) / n.
         interval: 95 % Wilson interval of the sign balance.
         butler: Butler's statistic D in [0, 1].
-        butler_p: its p-value from the asymptotic law; too large for small n.
+        butler_p: its p-value from the asymptotic law. Small samples are rejected too seldom, but
+            for a few n (4, 21, 26), where it is a twentieth to a fourth too often at 10 %.
         odd_moment: sum v^3 / sum |v|^3 in [-1, 1].
         w_sym: W1(v, -v) / (2 E|v|) in [0, 1]; 0 symmetric, 1 one-sided.
         w_sym_null: the mean of `w_sym` when the same |v| get random signs: the floor to compare
             it with.
         reason: why all of them are NaN, or None.
+        ranked: number of values behind `butler`, `butler_p`, `w_sym` and `w_sym_null`.
     """
 
     n: int
@@ -60,6 +63,7 @@ class SymmetryTest:
     w_sym: float
     w_sym_null: float
     reason: str | None = None
+    ranked: int = 0
 
 
 def sign_balance(values: Tensor) -> SignBalance:
@@ -80,14 +84,14 @@ def sign_balance(values: Tensor) -> SignBalance:
         TypeError: `values` is not a tensor.
     """
     flat = _checked(values)
-    positive, negative = int((flat > 0).sum()), int((flat < 0).sum())
+    positive, negative = _signs(flat)
     n = positive + negative
     if n == 0:
         return SignBalance(0, math.nan, _NANS)
     return SignBalance(n, (positive - negative) / n, _wilson(positive - negative, n))
 
 
-def symmetry_test(values: Tensor, seed: int = 0, flips: int = 32) -> SymmetryTest:
+def symmetry_test(values: Tensor, seed: int = 0, most: int | None = None) -> SymmetryTest:
     r"""Test and measure the symmetry of a sample about zero.
 
     - Butler's test (C. C. Butler, Ann. Math. Stat. 40, 1969): with the values ordered by
@@ -99,20 +103,26 @@ def symmetry_test(values: Tensor, seed: int = 0, flips: int = 32) -> SymmetryTes
     - Wasserstein asymmetry: with $C_k$ the same partial sums and $a_k$ the ordered |v|,
       $W_1(v, -v) / (2 E|v|) = \sum_k |C_k| (a_k - a_{k+1}) / \sum_k a_k$. It is positive on finite
       symmetric samples, more so for heavy tails: read it beside its null.
+    - that null: random signs make $C_k$ a simple random walk, so the mean of the asymmetry over
+      all sign flips is $\sum_k E|C_k| (a_k - a_{k+1}) / \sum_k a_k$ with the walk's
+      $E|C_{2m-1}| = E|C_{2m}| = 2m \binom{2m}{m} 4^{-m}$, exactly and without drawing any.
 
     S. W. M. Li's claim of symmetry (Figs. 3, 4) is about such samples. Sample skewness is left
     out: on products of many factors it is unsound.
 
     Args:
         values: real tensor of any shape.
-        seed: seed of the null's own generator.
-        flips: number of sign flips behind `w_sym_null`, at least 1.
+        seed: of the choice that `most` makes.
+        most: order at most so many of the nonzero values by size, drawn without replacement and
+            evenly over the sample: sorting is what costs. Sign balance, interval and odd moment
+            are those of all values; Butler's test, `w_sym` and its null those of the `ranked`.
+            None: order all.
 
     Returns:
         The test; all NaN, with the reason, when no value is nonzero.
 
     Raises:
-        ValueError: a value is NaN or infinite or complex, or `flips` is below 1.
+        ValueError: a value is NaN or infinite or complex, or `most` is below 1.
         TypeError: `values` is not a tensor.
 
     Examples:
@@ -120,40 +130,82 @@ def symmetry_test(values: Tensor, seed: int = 0, flips: int = 32) -> SymmetryTes
         >>> test.sign_balance, test.butler, test.odd_moment, test.w_sym
         (0.0, 0.0, 0.0, 0.0)
     """
-    if flips < 1:
-        raise ValueError(f"flips must be at least 1, got {flips}")
-    flat = _checked(values).cpu().double()
-    total = flat.numel()
-    flat = flat[flat != 0]
-    n = flat.numel()
+    if most is not None and most < 1:
+        raise ValueError(f"most must be at least 1, got {most}")
+    flat = _checked(values)
+    positive, negative = _signs(flat)
+    n = positive + negative
     if n == 0:
-        reason = f"no nonzero value among {total}"
+        reason = f"no nonzero value among {flat.numel()}"
         return SymmetryTest(0, math.nan, _NANS, *(math.nan,) * 5, reason=reason)
-    # The largest is made 1, or cubes and sums could overflow; the smallest may reach 0, no matter.
-    size, order = flat.abs().sort(descending=True)
-    size = size / size[0]
-    signs = flat[order].sign()
-    gaps = size - torch.cat([size[1:], size.new_zeros(1)])
-    walk = signs.cumsum(0)
-    butler = float(walk[gaps > 0].abs().max()) / n
-    cubes = size**3
-    mass = size.sum()
-    generator = torch.Generator().manual_seed(seed)
-    null = 0.0
-    for _ in range(flips):
-        flipped = torch.randint(0, 2, (n,), generator=generator).mul_(2).sub_(1)
-        null += float((flipped.cumsum(0).abs() * gaps).sum() / mass) / flips
-    surplus = round(float(walk[-1]))
+    chosen = flat if n == flat.numel() else flat[flat != 0]
+    if most is not None and most < n:
+        chosen = chosen[_spread(n, most, seed).to(chosen.device)]
+    butler, w_sym, null = _ranks(chosen.cpu().double())
     return SymmetryTest(
         n=n,
-        sign_balance=surplus / n,
-        interval=_wilson(surplus, n),
+        sign_balance=(positive - negative) / n,
+        interval=_wilson(positive - negative, n),
         butler=butler,
-        butler_p=_brownian_tail(math.sqrt(n) * butler),
-        odd_moment=float((signs * cubes).sum() / cubes.sum()),
-        w_sym=float((walk.abs() * gaps).sum() / mass),
+        butler_p=_brownian_tail(math.sqrt(chosen.numel()) * butler),
+        odd_moment=_odd_moment(flat),
+        w_sym=w_sym,
         w_sym_null=null,
+        ranked=chosen.numel(),
     )
+
+
+def _signs(flat: Tensor) -> tuple[int, int]:
+    """How many values are positive, how many negative."""
+    return int((flat > 0).count_nonzero()), int((flat < 0).count_nonzero())
+
+
+def _spread(n: int, most: int, seed: int) -> Tensor:
+    """Indices of `most` of n values: one at random from each of as many even stretches.
+
+    A fixed stride would meet the same tap of every convolution kernel.
+    """
+    edges = torch.arange(most + 1) * n // most
+    draws = torch.rand(most, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return edges[:-1] + (draws * edges.diff()).long()
+
+
+def _ranks(values: Tensor) -> tuple[float, float, float]:
+    """Butler's D, the Wasserstein asymmetry and its null, of nonzero values."""
+    size, order = values.abs().sort(descending=True)
+    size = size / size[0]  # or sums could overflow; the smallest may reach 0, no matter
+    gaps = size - torch.cat([size[1:], size.new_zeros(1)])
+    walk = values[order].sign().cumsum(0).abs()
+    mass = size.sum()
+    return (
+        float(walk[gaps > 0].max()) / values.numel(),
+        float(walk @ gaps / mass),
+        float(_mean_walk(values.numel()) @ gaps / mass),
+    )
+
+
+def _mean_walk(n: int) -> Tensor:
+    r"""E|S_k| of a simple random walk after k = 1, ..., n steps.
+
+    |S| grows by one on leaving 0 and by zero in the mean elsewhere: E|S_{k+1}| = E|S_k| + P(S_k =
+    0), where 0 is met at even k alone. So $E|S_{2m-1}| = E|S_{2m}| = 2m \binom{2m}{m} 4^{-m}$, here
+    as the product of the ratios 1 + 1 / (2j) of neighbours, which loses no digits.
+    """
+    ratios = 1.0 + 0.5 / torch.arange((n + 1) // 2, dtype=torch.float64)
+    ratios[0] = 1.0
+    return ratios.cumprod(0).repeat_interleave(2)[:n]
+
+
+def _odd_moment(flat: Tensor) -> float:
+    """The odd moment, in pieces: no float64 copy of a large sample, and each stays in the cache."""
+    top = max(abs(float(end)) for end in flat.aminmax())
+    odd = even = 0.0
+    for piece in flat.split(_PIECE):
+        scaled = piece.cpu().double() / top  # or cubes could overflow
+        cubes = scaled * scaled * scaled  # a power of 3 takes ten times as long
+        odd += float(cubes.sum())
+        even += float(cubes.abs().sum())
+    return odd / even
 
 
 def _checked(values: Tensor) -> Tensor:
@@ -162,7 +214,7 @@ def _checked(values: Tensor) -> Tensor:
     flat = values.detach().reshape(-1)
     if flat.is_complex():
         raise ValueError(f"values must be real, got {flat.dtype}")
-    if not bool(torch.isfinite(flat).all()):
+    if flat.numel() and not all(math.isfinite(end) for end in flat.aminmax()):
         bad = int((~torch.isfinite(flat)).sum())
         raise ValueError(f"values must be finite, got {bad} NaN or infinite of {flat.numel()}")
     return flat

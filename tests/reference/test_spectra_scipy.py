@@ -5,7 +5,7 @@ from scipy import integrate, linalg, special, stats
 from scipy.sparse.linalg import LinearOperator, eigsh
 
 from torch_thermo.spectra import SpectralMeasure, lanczos, spectral_measure
-from torch_thermo.symmetry import _brownian_tail, sign_balance, symmetry_test
+from torch_thermo.symmetry import _brownian_tail, _mean_walk, sign_balance, symmetry_test
 
 
 def hessian_like(n=300, seed=0):
@@ -105,6 +105,13 @@ def test_butler_against_distribution_functions(name):
     # D = sup over t > 0 of |P(v >= t) - P(v <= -t)|
     expected = max(abs((values >= t).mean() - (values <= -t).mean()) for t in np.abs(values))
     assert symmetry_test(torch.from_numpy(values)).butler == pytest.approx(expected)
+
+
+def test_mean_of_the_walk_against_scipy():
+    mean = _mean_walk(5001)
+    for k in (1, 2, 3, 10, 999, 5000, 5001):
+        expected = stats.binom(k, 0.5).expect(lambda j, k=k: abs(k - 2 * j), lb=0, ub=k)
+        assert float(mean[k - 1]) == pytest.approx(expected, rel=1e-10)
 
 
 @pytest.mark.parametrize("x", [0.3, 0.7, 0.99, 1.0, 1.5, 2.5, 5.0])

@@ -1,4 +1,4 @@
-"""What the two symmetry callbacks share: sign balances, pooled and layer by layer."""
+"""What the two symmetry callbacks share: the tests of all entries and of each layer's."""
 
 from __future__ import annotations
 
@@ -7,30 +7,51 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from torch_thermo.callbacks.session import Measurement
-from torch_thermo.symmetry import sign_balance
+from torch_thermo.callbacks.moment import Measurement
+from torch_thermo.dashboard import histogram_arrays, layer_histograms
+from torch_thermo.symmetry import SymmetryTest, symmetry_test
+
+#: entries that are ordered by size, of each layer and of all: on ten million of them ordering all
+#: takes 4 s of a core, these .02 s; they resolve a Butler's D or an asymmetry of half a percent
+RANKED = 100_000
 
 
-def balances(layers: Iterable[tuple[str, Tensor]]) -> Measurement:
-    """Return the sign balance of all entries with its interval, and each layer's.
+def symmetries(layers: Iterable[tuple[str, Tensor]], seed: int) -> Measurement:
+    """Return the symmetry of all entries and of each layer's, with their histograms.
+
+    Args:
+        layers: name and real entries of each, of any shape.
+        seed: of the choice of entries where there are more than `RANKED`.
 
     Raises:
         FloatingPointError: a layer holds NaN or infinity.
     """
-    scalars: dict[str, float] = {}
-    entries: list[Tensor] = []
+    entries: dict[str, Tensor] = {}
+    tests: dict[str, SymmetryTest] = {}
     for name, values in layers:
-        flat = values.detach().reshape(-1)
-        if not torch.isfinite(flat).all():
-            raise FloatingPointError(f"{name} is not finite")
-        entries.append(flat)
-        scalars[f"layer/{name}"] = sign_balance(flat).value
-    pooled = sign_balance(torch.cat([e.double() for e in entries]))
-    return Measurement(
-        {
-            "sign_balance": pooled.value,
-            "low": pooled.interval[0],
-            "high": pooled.interval[1],
-            **scalars,
-        }
-    )
+        entries[name] = values.detach().reshape(-1)
+        try:
+            tests[name] = symmetry_test(entries[name], seed, RANKED)
+        except ValueError as error:
+            raise FloatingPointError(f"{name} is not finite") from error
+    # layers may lie on several devices
+    together = [flat.to(next(iter(entries.values())).device) for flat in entries.values()]
+    pooled = torch.cat(together) if together else torch.zeros(0)
+    test = symmetry_test(pooled, seed, RANKED)
+    scalars = {
+        "n": float(test.n),
+        "sign_balance": test.sign_balance,
+        "low": test.interval[0],
+        "high": test.interval[1],
+        "butler": test.butler,
+        "butler_p": test.butler_p,
+        "odd_moment": test.odd_moment,
+        "w_sym": test.w_sym,
+        "w_sym_null": test.w_sym_null,
+    }
+    for name, layer in tests.items():
+        scalars[f"layer/{name}"] = layer.sign_balance
+        scalars[f"w_sym/{name}"] = layer.w_sym
+        scalars[f"w_sym_null/{name}"] = layer.w_sym_null
+    arrays = {**histogram_arrays(pooled), **layer_histograms(entries)}
+    return Measurement(scalars, arrays, ("histogram", "ridgeline"))

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 from torch_thermo.callbacks.base import ThermoCallback
+from torch_thermo.callbacks.moment import Measurement, Moment
 from torch_thermo.callbacks.order_parameter import often
 from torch_thermo.callbacks.schedule import Schedule
-from torch_thermo.callbacks.session import Measurement, Moment
-from torch_thermo.callbacks.symmetry import balances
+from torch_thermo.callbacks.symmetry import symmetries
 
 
 class WeightSymmetry(ThermoCallback):
-    """Sign balance (n+ - n-)/(n+ + n-) of the trainable weights, pooled and by parameter.
+    """Are the trainable weights symmetric about 0, all together and parameter by parameter?
 
-    Stored as `weight_symmetry`: sign_balance with its 95 % Wilson interval low, high (of
-    independent entries: descriptive, for trained weights are not), layer/<parameter>.
+    Stored as `weight_symmetry`, all from `symmetry_test`: n (nonzero entries), sign_balance with
+    its 95 % Wilson interval low, high, butler with butler_p, odd_moment, w_sym beside its null
+    w_sym_null; and layer/<parameter> (sign balance), w_sym/<parameter>, w_sym_null/<parameter>.
+    Histograms of all entries and of each parameter as arrays. Interval and p-value are those of
+    independent entries: trained weights are not, so there they describe and do not test. Butler's
+    test and w_sym order at most 100,000 entries by size, chosen by `seed`; the rest counts all.
 
     Li, Fig. 3a.
 
     Args:
         schedule: default 8 a decade of steps, the first 50 epoch ends and the end.
-        seed: kept for the interface of `ThermoCallback`; nothing is drawn.
+        seed: of the choice of entries in a large net.
     """
 
     observable = "weight_symmetry"
@@ -30,8 +34,11 @@ class WeightSymmetry(ThermoCallback):
 
     def measure(self, moment: Moment) -> Measurement:
         """Measure the weights as they are."""
-        return balances(
-            (name, p)
-            for name, p in moment.pl_module.named_parameters()
-            if p.requires_grad and p.numel()
+        return symmetries(
+            (
+                (name, p)
+                for name, p in moment.pl_module.named_parameters()
+                if p.requires_grad and p.is_floating_point() and p.numel()
+            ),
+            self.seed,
         )

@@ -19,8 +19,17 @@ readers, and the next writer starts a fresh one. Other files are written under a
 renamed. A store has one writer and any number of readers.
 """
 
-from torch_thermo.store.files import Row
+from torch_thermo.store.files import Row, find_stores
 from torch_thermo.store.run import Run, Series, load_run
 from torch_thermo.store.writer import Store, default_directory, new_run_id
 
-__all__ = ["Row", "Run", "Series", "Store", "default_directory", "load_run", "new_run_id"]
+__all__ = [
+    "Row",
+    "Run",
+    "Series",
+    "Store",
+    "default_directory",
+    "find_stores",
+    "load_run",
+    "new_run_id",
+]

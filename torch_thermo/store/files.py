@@ -229,3 +229,35 @@ def locate(path: str | os.PathLike[str]) -> Path:
         f"{path} holds no stored measurements: no run.json there or in thermo/"
         + (f"; below it are\n{hint[1:]}" if hint else "")
     )
+
+
+def find_stores(path: str | os.PathLike[str]) -> list[Path]:
+    """The store at a path, or else all below it, in natural order.
+
+    Raises:
+        FileNotFoundError: there is no such path, or no store.
+    """
+    path = Path(path)
+    if (path / "run.json").is_file():
+        return [path]
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist")
+    stores = [header.parent for header in path.rglob("run.json") if _is_header(header)]
+    if not stores:
+        raise FileNotFoundError(f"{path} holds no stored measurements: no run.json of ours below")
+    return sorted(stores, key=_natural)
+
+
+def _is_header(path: Path) -> bool:
+    """Whether a run.json is a store's; other tools write files of that name too."""
+    try:
+        header = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(header, dict) and header.get("format") == FORMAT
+
+
+def _natural(path: Path) -> list[tuple[float, str]]:
+    """A key that puts version_10 after version_2 and lr0.1 after lr0.01."""
+    parts = re.split(r"([0-9]+(?:\.[0-9]+)?)", str(path))  # every other one is a number
+    return [(float(part), "") if odd % 2 else (-1.0, part) for odd, part in enumerate(parts)]

@@ -90,6 +90,7 @@ class Run:
         self.meta: dict[str, Any] = header["meta"]
         self._parts = _parts(path)
         self._read: dict[str, Entries] = {}
+        self._named: dict[str, list[str]] = {}
 
     def __repr__(self) -> str:
         return f"Run(id={self.id!r}, path={str(self.path)!r}, observables={self.observables})"
@@ -103,11 +104,7 @@ class Run:
     @property
     def names(self) -> list[str]:
         """All series, ``observable/quantity``, sorted."""
-        return sorted(
-            f"{observable}/{quantity}"
-            for observable in self.observables
-            for quantity in self._quantities(observable)
-        )
+        return [name for observable in self.observables for name in self._names_of(observable)]
 
     def series(self, name: str) -> Series:
         """One quantity over the run.
@@ -119,7 +116,7 @@ class Run:
             KeyError: no such series; the message names close ones.
         """
         observable, _, quantity = name.partition("/")
-        rows = self._entries(observable).rows if observable in self.observables else {}
+        rows = self._entries(observable).rows
         chosen = [rows[step] for step in sorted(rows) if quantity in rows[step].values]
         if not chosen:
             raise KeyError(_unknown("series", name, self.names))
@@ -137,7 +134,8 @@ class Run:
         Raises:
             KeyError: no such observable; the message names close ones.
         """
-        if observable not in self.observables:
+        # not asked of self.observables: that reads them all, one with a row at every step
+        if not self._has(observable):
             raise KeyError(_unknown("observable", observable, self.observables))
         return sorted(self._entries(observable).arrays)
 
@@ -191,8 +189,12 @@ class Run:
         entries = self._entries(observable)
         return bool(entries.rows or entries.arrays)
 
-    def _quantities(self, observable: str) -> set[str]:
-        return set().union(*(row.values for row in self._entries(observable).rows.values()))
+    def _names_of(self, observable: str) -> list[str]:
+        if observable not in self._named:
+            rows = self._entries(observable).rows.values()
+            quantities: set[str] = set().union(*(row.values for row in rows))
+            self._named[observable] = sorted(f"{observable}/{name}" for name in quantities)
+        return self._named[observable]
 
     def _entries(self, observable: str) -> Entries:
         if observable not in self._read:
