@@ -28,8 +28,7 @@ from rich.table import Table
 
 import torch_thermo as tt
 from torch_thermo.network import Network
-from torch_thermo.observables.circuit_sampling import sample_circuits
-from torch_thermo.observables.circuits import circuit_sums
+from torch_thermo.observables.circuits import circuit_sums, sample_circuits
 from torch_thermo.systems import VGG
 
 TRANSFORMS = ("[w != 0]", "sign w", "abs w", "w", "w^2")

@@ -12,8 +12,8 @@ from torch import nn
 
 from torch_thermo.network import Network
 from torch_thermo.observables.bulk_boundary import bulk_boundary_loss
-from torch_thermo.observables.bulk_newton import minimise
-from torch_thermo.observables.example_loss import ExampleLoss, Potential
+from torch_thermo.observables.bulk_boundary.example_loss import ExampleLoss, Potential
+from torch_thermo.observables.bulk_boundary.newton import minimise
 
 SIZES = (12, 16, 10, 4)
 STARTS = 6

@@ -1,12 +1,13 @@
 """Observables: pure functions from a risk or a network to a frozen dataclass."""
 
 from torch_thermo.observables.bulk_boundary import BulkBoundary, bulk_boundary_loss
-from torch_thermo.observables.circuit_sampling import CircuitSample, sample_circuits
 from torch_thermo.observables.circuits import (
     CircuitAsymmetry,
+    CircuitSample,
     CircuitSums,
     circuit_asymmetry,
     circuit_sums,
+    sample_circuits,
 )
 from torch_thermo.observables.gradient_symmetry import gradient_symmetry
 from torch_thermo.observables.hessian_spectrum import HessianSpectrumResult, hessian_spectrum

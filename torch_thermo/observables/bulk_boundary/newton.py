@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from torch_thermo.observables.cutting_planes import cutting_planes
-from torch_thermo.observables.example_loss import Potential
+from torch_thermo.observables.bulk_boundary.cutting_planes import cutting_planes
+from torch_thermo.observables.bulk_boundary.example_loss import Potential
 
 TOLERANCE = 1e-8
 """Of the relative residual `|z + L^T phi'| / (|z| + |L^T phi'|)` at a minimum."""

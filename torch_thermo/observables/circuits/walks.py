@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from torch_thermo.network.operations import AveragePool, MaxPool, Weighted
-from torch_thermo.observables.circuit_fans import Fan, Table
-from torch_thermo.observables.circuit_paths import FrozenNetwork
+from torch_thermo.observables.circuits.fans import Fan, Table
+from torch_thermo.observables.circuits.paths import FrozenNetwork
 
 # A candidate with a weight of exactly 0 is drawn again so many times. What is left then is drawn
 # among the candidates with nonzero weights, which takes one row of a table for each unit.

@@ -4,12 +4,15 @@ import pytest
 import torch
 from torch import nn
 
-from tests.observables.circuit_cases import NAMES, case
-from tests.observables.circuits_oracle import enumerate_paths
+from tests.observables.circuits.cases import NAMES, case
+from tests.observables.circuits.oracle import enumerate_paths
 from torch_thermo.network import Network, UnreadableNetworkError
-from torch_thermo.observables import circuit_paths
-from torch_thermo.observables.circuit_sampling import sample_circuits
-from torch_thermo.observables.circuits import circuit_asymmetry, circuit_sums
+from torch_thermo.observables.circuits import (
+    circuit_asymmetry,
+    circuit_sums,
+    sample_circuits,
+)
+from torch_thermo.observables.circuits import paths as circuit_paths
 from torch_thermo.systems import VGG
 
 MOMENTS = (1, 2, 3, 4)

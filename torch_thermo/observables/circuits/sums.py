@@ -12,7 +12,7 @@ from torch import Tensor
 
 from torch_thermo.network import Network
 from torch_thermo.network.operations import Weighted
-from torch_thermo.observables.circuit_paths import Ends, FrozenNetwork, check_inputs, freeze
+from torch_thermo.observables.circuits.paths import Ends, FrozenNetwork, check_inputs, freeze
 
 
 @dataclass(frozen=True)

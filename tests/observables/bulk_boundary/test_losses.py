@@ -9,8 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from torch_thermo.network import Network
-from torch_thermo.observables import bulk_boundary
-from torch_thermo.observables.bulk_boundary import BulkBoundary, bulk_boundary_loss
+from torch_thermo.observables.bulk_boundary import BulkBoundary, bulk_boundary_loss, losses
 from torch_thermo.systems import VGG, TanhMLP
 
 METHODS = ("linear", "logit")
@@ -280,14 +279,14 @@ def test_chunks_leave_the_result_as_it_is(monkeypatch):
     targets = noise(50, 3, seed=4).sign()
     whole = measure(model, inputs, targets)
     sizes = []
-    solve = bulk_boundary._Bulk.solve
+    solve = losses._Bulk.solve
 
     def counted(self, inputs, targets):
         sizes.append(len(inputs))
         return solve(self, inputs, targets)
 
-    monkeypatch.setattr(bulk_boundary._Bulk, "solve", counted)
-    monkeypatch.setattr(bulk_boundary, "_CHUNK_BYTES", 20_000)
+    monkeypatch.setattr(losses._Bulk, "solve", counted)
+    monkeypatch.setattr(losses, "_CHUNK_BYTES", 20_000)
     parts = measure(model, inputs, targets)
     assert len(sizes) > 3
     assert sum(sizes) == 50

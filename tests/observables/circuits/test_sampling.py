@@ -4,12 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from tests.observables.circuit_cases import NAMES, case
-from tests.observables.circuits_oracle import enumerate_paths
+from tests.observables.circuits.cases import NAMES, case
+from tests.observables.circuits.oracle import enumerate_paths
 from torch_thermo.network import Network, UnreadableNetworkError
-from torch_thermo.observables import circuit_walks
-from torch_thermo.observables.circuit_sampling import sample_circuits
-from torch_thermo.observables.circuits import circuit_sums
+from torch_thermo.observables.circuits import circuit_sums, sample_circuits, walks
 from torch_thermo.systems import VGG
 
 
@@ -57,14 +55,14 @@ class AlivePaths:
 LAWS = [
     (name, pruned, redraws)
     for name in NAMES
-    for pruned, redraws in ((0.0, None), (0.3, circuit_walks._REDRAWS), (0.3, 1), (0.3, 0))
+    for pruned, redraws in ((0.0, None), (0.3, walks._REDRAWS), (0.3, 1), (0.3, 0))
 ]
 
 
 @pytest.mark.parametrize(("name", "pruned", "redraws"), LAWS)
 def test_all_alive_paths_and_no_others_are_drawn_equally_often(name, pruned, redraws, monkeypatch):
     if redraws is not None:
-        monkeypatch.setattr(circuit_walks, "_REDRAWS", redraws)
+        monkeypatch.setattr(walks, "_REDRAWS", redraws)
     small, output = case(name, examples=1, pruned=pruned), output_of(name)
     alive = AlivePaths(small, output)
     sample = sample_circuits(small.network, small.inputs, alive.enough, output=output)
@@ -75,8 +73,8 @@ def test_all_alive_paths_and_no_others_are_drawn_equally_often(name, pruned, red
 
 def test_tables_of_many_units_are_built_in_parts(monkeypatch):
     small = case("conv_max_pool", examples=1, pruned=0.3)
-    monkeypatch.setattr(circuit_walks, "_REDRAWS", 0)
-    monkeypatch.setattr(circuit_walks, "_TABLE_ENTRIES", 40)
+    monkeypatch.setattr(walks, "_REDRAWS", 0)
+    monkeypatch.setattr(walks, "_TABLE_ENTRIES", 40)
     alive = AlivePaths(small)
     sample = sample_circuits(small.network, small.inputs, alive.enough)
     assert abs(alive.chi_square(sample)) < 4

@@ -4,7 +4,7 @@ from torch import nn
 
 from torch_thermo.network import Network
 from torch_thermo.network.operations import AveragePool, Reshape, Weighted
-from torch_thermo.observables.circuit_fans import Fan, Table
+from torch_thermo.observables.circuits.fans import Fan, Table
 
 
 def batch_norm(kind, channels):

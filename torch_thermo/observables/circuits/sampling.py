@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from torch_thermo.network import Network
-from torch_thermo.observables.circuit_paths import Ends, check_inputs, freeze
-from torch_thermo.observables.circuit_walks import (
+from torch_thermo.observables.circuits.paths import Ends, check_inputs, freeze
+from torch_thermo.observables.circuits.walks import (
     Layer,
     Walk,
     count_paths,

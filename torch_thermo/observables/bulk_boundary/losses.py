@@ -13,8 +13,8 @@ from torch import Tensor
 
 from torch_thermo.network import Network
 from torch_thermo.network.operations import AveragePool, Elementwise, Reshape, Weighted
-from torch_thermo.observables.bulk_newton import Minimum, minimise, positive_axes
-from torch_thermo.observables.example_loss import ExampleLoss, LossFn, Potential
+from torch_thermo.observables.bulk_boundary.example_loss import ExampleLoss, LossFn, Potential
+from torch_thermo.observables.bulk_boundary.newton import Minimum, minimise, positive_axes
 from torch_thermo.operators.memory import available_bytes, gib
 from torch_thermo.risk.contexts import cuda_devices
 

@@ -6,8 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from torch_thermo.network import Network
-from torch_thermo.observables import bulk_boundary
-from torch_thermo.observables.bulk_boundary import bulk_boundary_loss
+from torch_thermo.observables.bulk_boundary import bulk_boundary_loss, losses
 
 
 class TestRefusals:
@@ -52,11 +51,11 @@ class TestRefusals:
             bulk_boundary_loss(self.network, self.inputs, self.targets, "hinge")
 
     def test_too_many_outputs(self, monkeypatch):
-        monkeypatch.setattr(bulk_boundary, "_MOST_OUTPUTS", 2)
+        monkeypatch.setattr(losses, "_MOST_OUTPUTS", 2)
         with pytest.raises(MemoryError, match=r"Jacobian of 3 outputs in 7 hidden neurons"):
             bulk_boundary_loss(self.network, self.inputs, self.targets)
 
     def test_too_little_memory(self, monkeypatch):
-        monkeypatch.setattr(bulk_boundary, "available_bytes", lambda device: 1000)
+        monkeypatch.setattr(losses, "available_bytes", lambda device: 1000)
         with pytest.raises(MemoryError, match=r"the bulk loss of one example needs"):
             bulk_boundary_loss(self.network, self.inputs, self.targets)

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from torch_thermo.observables.example_loss import ExampleLoss, Potential
+from torch_thermo.observables.bulk_boundary.example_loss import ExampleLoss, Potential
 
 
 def normal(*shape, seed=0):

@@ -3,10 +3,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from tests.observables.circuit_cases import NAMES, case
+from tests.observables.circuits.cases import NAMES, case
 from torch_thermo.network import Network
-from torch_thermo.observables.circuit_sampling import sample_circuits
-from torch_thermo.observables.circuits import circuit_asymmetry, circuit_sums
+from torch_thermo.observables.circuits import circuit_asymmetry, circuit_sums, sample_circuits
 
 quick = settings(deadline=None, max_examples=30)
 seeds = st.integers(0, 10_000)

@@ -4,10 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from torch_thermo.observables.bulk_boundary import _closed_form
-from torch_thermo.observables.bulk_newton import TOLERANCE, minimise, symmetric_factor
-from torch_thermo.observables.cutting_planes import GAP, cutting_planes
-from torch_thermo.observables.example_loss import ExampleLoss, Potential
+from torch_thermo.observables.bulk_boundary.cutting_planes import GAP, cutting_planes
+from torch_thermo.observables.bulk_boundary.example_loss import ExampleLoss, Potential
+from torch_thermo.observables.bulk_boundary.losses import _closed_form
+from torch_thermo.observables.bulk_boundary.newton import TOLERANCE, minimise, symmetric_factor
 
 
 def normal(*shape, seed=0):
