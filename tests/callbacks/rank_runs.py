@@ -19,6 +19,8 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from torch_thermo.callbacks import (
+    BulkBoundaryLoss,
+    CircuitSymmetry,
     Every,
     GradientSymmetry,
     HessianSpectrum,
@@ -39,7 +41,7 @@ def data() -> TensorDataset:
 class Net(pl.LightningModule):
     def __init__(self) -> None:
         super().__init__()
-        self.net = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Dropout(0.1), nn.Linear(5, 3))
+        self.net = nn.Sequential(nn.Linear(6, 5), nn.LeakyReLU(), nn.Dropout(0.1), nn.Linear(5, 3))
         self.criterion = nn.CrossEntropyLoss()
         self.trace: list[str] = []
 
@@ -85,7 +87,32 @@ def spectrum() -> HessianSpectrum:
 
 
 def plan() -> list[Any]:
-    return [PlasticityOrderParameter(), GradientSymmetry(), WeightSymmetry(), spectrum()]
+    return [
+        PlasticityOrderParameter(),
+        GradientSymmetry(),
+        WeightSymmetry(),
+        spectrum(),
+        # more than a rank has, and an odd number of them
+        BulkBoundaryLoss(examples=37),
+        CircuitSymmetry(sample=Every(steps=4), paths=300, sample_examples=5),
+    ]
+
+
+class BreaksBefore(BulkBoundaryLoss):
+    """The second rank raises where the first waits for its rows."""
+
+    def __init__(self) -> None:
+        super().__init__(Every(steps=1))
+
+    def _rows(self, moment):
+        if moment.trainer.global_rank == 1 and moment.step == 1:
+            raise ValueError("no rows here")
+        return super()._rows(moment)
+
+    def measure(self, moment):
+        if moment.trainer.global_rank == 1 and moment.step == 3:
+            raise ValueError("no table here")
+        return super().measure(moment)
 
 
 class Breaks(GradientSymmetry):
@@ -123,6 +150,8 @@ def thermometers(name: str) -> list[Any]:
     members = plan()
     if name in ("outside", "lasting", "after"):
         members = [PlasticityOrderParameter(), Breaks(name), spectrum()]
+    if name == "rows":
+        members = [BreaksBefore(), CircuitSymmetry(Every(steps=1), Every(steps=4), 300)]
     closures = {"inside": failing_closure, "first": fails_at_first}
     options: dict[str, Any] = {"closure": closures.get(name)}
     if name == "budget":

@@ -21,6 +21,8 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from torch_thermo.callbacks import (
     At,
+    BulkBoundaryLoss,
+    CircuitSymmetry,
     GradientSymmetry,
     HessianSpectrum,
     PlasticityOrderParameter,
@@ -147,7 +149,7 @@ class Classifier(pl.LightningModule):
 
     def __init__(self, **options: Any) -> None:
         super().__init__()
-        self.net = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3))
+        self.net = nn.Sequential(nn.Linear(6, 5), nn.LeakyReLU(), nn.Linear(5, 3))
         self.criterion = nn.CrossEntropyLoss()
         self.options = options
 
@@ -189,6 +191,9 @@ MAIN = {
     "hessian_extremes": "lambda_max",
     "hessian_density": "trace",
     "functional_density": "trace",
+    "bulk_boundary": "bulk",
+    "circuit_symmetry": "mass_asymmetry",
+    "circuit_sample": "sign_balance",
 }
 
 
@@ -237,7 +242,14 @@ class TwoOptimizers(pl.LightningModule):
 def cheap(**options: Any) -> Thermometer:
     """All observables, on few examples with few products."""
     spectrum = HessianSpectrum(steps=3, density_steps=3, density_probes=1, examples=16)
-    plan = [PlasticityOrderParameter(), GradientSymmetry(), WeightSymmetry(), spectrum]
+    plan = [
+        PlasticityOrderParameter(),
+        GradientSymmetry(),
+        WeightSymmetry(),
+        spectrum,
+        BulkBoundaryLoss(examples=16),
+        CircuitSymmetry(examples=16, paths=200),
+    ]
     return Thermometer(**{"probe": 24, "callbacks": plan, **options})
 
 

@@ -108,7 +108,7 @@ def test_a_part_of_the_hessian_without_a_criterion_says_what_to_change(tmp_path,
         make_trainer(tmp_path, Thermometer(probe=12, callbacks=[spectrum])).fit(Own(), loader())
     assert f"{operator}_density is skipped from step 0 on: {name} needs the loss as" in texts[0]
     assert "give Thermometer(loss_fn=...)" in texts[0]
-    assert "self.criterion(self(x), y) in training_step" in texts[0]
+    assert "make the loss of training_step self.criterion(self(x), y) or a plain" in texts[0]
     assert len(texts) == 1, texts
 
 
@@ -294,9 +294,10 @@ def test_a_forward_that_fails_in_eval(tmp_path):
         trainer = make_trainer(tmp_path, thermometer)
         trainer.fit(NoEvaluation(), loader())
     assert trainer.global_step == 6
-    assert len(texts) == 2, texts
-    assert "nothing can be measured: this net trains only" in texts[0]
-    assert "never measured" in texts[1]
+    assert len(texts) == 3, texts
+    assert "the loss can't be measured: this net trains only" in texts[0]
+    assert "circuit_symmetry, circuit_sample failed at step 0: this net trains only" in texts[1]
+    assert "never measured" in texts[2]
     counted = steps_of(thermometer.stored())
     assert counted["weight_symmetry"] == [0, 1, 2, 3, 4, 6]
     assert counted["order_parameter_minibatch"] == list(range(6))

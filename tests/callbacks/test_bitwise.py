@@ -47,6 +47,9 @@ PLAN = {
     "hessian_extremes": EXTREMES,
     "hessian_density": DENSITIES,
     "functional_density": DENSITIES,
+    "bulk_boundary": OFTEN,
+    "circuit_symmetry": OFTEN,
+    "circuit_sample": DENSITIES,
 }
 
 
@@ -122,17 +125,23 @@ def test_convolutional_net_without_forward(tmp_path):
         return [tensorboard(path), CSVLogger(path, name="", version="csv")]
 
     validation = DataLoader(Images(16), batch_size=8)
+    told: list[str] = []
     stored = compare(
         tmp_path,
         images,
-        [Thermometer()],
+        # net and head are called in training_step alone: net is read, on what it gets there
+        [Thermometer(module="net")],
         loggers=loggers,
         data=validation,
+        told=told,
         gradient_clip_val=0.5,
         num_sanity_val_steps=2,
     )
-    # an opaque loss has no functional part
-    assert steps_of(stored) == {**PLAN, "functional_density": []}
+    # an opaque loss has no functional part, and the bulk loss needs the last part
+    assert steps_of(stored) == {**PLAN, "functional_density": [], "bulk_boundary": []}
+    assert (
+        sum("bulk_boundary is skipped from step 0 on: the bulk loss needs" in t for t in told) == 1
+    )
     plain, measured = tmp_path / "plain", tmp_path / "measured"
     ours = event_scalars(measured / "tb", ours=False)
     assert ours == event_scalars(plain / "tb", ours=False)
@@ -140,6 +149,54 @@ def test_convolutional_net_without_forward(tmp_path):
     columns = csv_columns(measured / "csv" / "metrics.csv")
     assert columns == csv_columns(plain / "csv" / "metrics.csv")
     assert "validation" in columns
+
+
+class Standard(ConvNet):
+    """The same with a standard loss that is called in training_step alone."""
+
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        logits = self.logits(x)
+        loss = nn.functional.cross_entropy(logits, y)
+        self.calls += 1
+        self.losses.append(float(loss.detach()))
+        self.average.mul_(0.9).add_(0.1 * logits.detach().mean(0))
+        self.accuracy(logits, y)
+        self.log("accuracy", self.accuracy, on_step=True, on_epoch=True)
+        return loss
+
+
+class Whole(Standard):
+    def forward(self, x):
+        return self.head(self.net(x))
+
+    def logits(self, x):
+        return self(x)
+
+
+class OnlyChild(Standard):
+    """No forward, and one child with parameters."""
+
+    def __init__(self, data: Images) -> None:
+        super().__init__(data)
+        self.net.append(self.head)
+        del self.head
+
+    def logits(self, x):
+        return self.net(x)
+
+
+@pytest.mark.parametrize(("kind", "loss"), [(Whole, "self(x)"), (OnlyChild, "self.net(x)")])
+def test_convolutional_net_with_a_standard_loss(tmp_path, kind, loss):
+    def make():
+        data = Images()
+        return kind(data), DataLoader(data, batch_size=8, shuffle=True)
+
+    told: list[str] = []
+    stored = compare(tmp_path, make, [cheap()], told=told)
+    assert told == []
+    assert steps_of(stored) == PLAN
+    assert stored.meta["loss"] == f"F.cross_entropy({loss}, y), which equals training_step's"
 
 
 def test_bias_free_net_with_criterion(tmp_path):

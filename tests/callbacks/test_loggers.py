@@ -230,15 +230,6 @@ def test_nothing_of_ours_goes_through_the_runs_own_log(tmp_path):
     assert not [name for name in seen if "thermo" in name]
 
 
-def test_many_layers_stay_in_the_store(tmp_path, monkeypatch):
-    monkeypatch.setattr("torch_thermo.callbacks.outlet._MOST_LAYERS", 1)
-    simple, callback = Simple(tmp_path), WeightSymmetry()
-    make_trainer(tmp_path, callback, logger=simple).fit(Classifier(), loader())
-    logged = {name for _, row in simple.rows for name in row if name.startswith("thermo/")}
-    assert len([name for name in logged if "/layer/" in name]) == 1
-    assert len([name for name in callback.stored().names if "/layer/" in name]) == 4
-
-
 def test_a_figure_that_cannot_be_drawn_is_one_notice(tmp_path, monkeypatch):
     def broken(*arguments: Any) -> None:
         raise ValueError("no canvas")

@@ -118,11 +118,12 @@ class OddCriterion(Classifier):
         (lambda: OtherNames("loss"), "self.loss", True),
         (LabelSmoothing, "training_step", False),
         (Penalty, "training_step", False),
+        # no quiet shadow, whose only child stands for a forward
         (NoForward, "training_step", False),
         (Dictionary, "training_step", False),
         (OnlyBatch, "training_step", False),
         (Variadic, "training_step", False),
-        (OddCriterion, "training_step", False),
+        (OddCriterion, "F.cross_entropy(self(x), y)", True),
     ],
 )
 def test_what_is_taken(make, taken, structured):
@@ -175,9 +176,10 @@ def test_a_step_without_a_loss_is_a_notice(tmp_path, returned):
     thermometer = Thermometer(probe=12)
     with notices() as texts:
         make_trainer(tmp_path, thermometer).fit(Odd(), loader())
-    assert len(texts) == 2, texts
-    assert "training_step must return the loss" in texts[0]
-    assert "never measured order_parameter, " in texts[1]
+    assert len(texts) == 3, texts
+    assert "the loss can't be measured: training_step must return the loss" in texts[0]
+    assert "circuit_symmetry, circuit_sample are skipped from step 0 on: training_step" in texts[1]
+    assert "never measured order_parameter, " in texts[2]
     counted = {name for name, steps in steps_of(thermometer.stored()).items() if steps}
     assert counted == {"order_parameter_minibatch", "weight_symmetry"}
 
@@ -190,9 +192,14 @@ def test_manual_optimisation_without_closure(tmp_path):
     thermometer = Thermometer(probe=12)
     with notices() as texts:
         make_trainer(tmp_path / "bundle", thermometer).fit(TwoOptimizers(), loader())
-    assert len(texts) == 1, texts
+    assert len(texts) == 2, texts
     assert "TwoOptimizers uses manual optimisation" in texts[0]
     assert "closure=(pl_module, batch)" in texts[0]
+    assert "circuit_symmetry, circuit_sample are skipped from step 0 on: " in texts[1]
+    assert (
+        "TwoOptimizers cannot be read: it defines no forward, and of its children not one but 2 "
+        "(first, second) have parameters; name the part to read by module="
+    ) in texts[1]
     stored = thermometer.stored()
     assert steps_of(stored)["weight_symmetry"] == [0, 2, 4, 6, 10, 12]
     assert stored.observables == ["order_parameter_minibatch", "weight_symmetry"]

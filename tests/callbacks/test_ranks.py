@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -26,10 +27,15 @@ from torch_thermo import (
     load_run,
     plasticity_order_parameter,
 )
+from torch_thermo.network import Network
+from torch_thermo.observables.bulk_boundary import bulk_boundary_loss
+from torch_thermo.observables.circuits import circuit_asymmetry, sample_circuits
+from torch_thermo.symmetry import symmetry_test
 
 ROOT = Path(__file__).parents[2]
 NAMES = [
-    "plain", "all", "outside", "lasting", "after", "inside", "first", "moody", "passing", "budget"
+    "plain", "all", "outside", "lasting", "after", "inside", "first", "moody", "passing", "budget",
+    "rows",
 ]  # fmt: skip
 OFTEN = [0, 1, 2, 3, 4, 6, 7, 8]  # 8 a decade, the epoch ends 4 and 8
 
@@ -71,7 +77,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def test_the_run_is_the_same_bit_by_bit(runs):
     plain = [report["trace"] for report in runs["plain"]]
     assert len(plain[0]) == 8
-    for name in ("all", "outside", "lasting", "after", "inside", "first", "budget"):
+    for name in ("all", "outside", "lasting", "after", "inside", "first", "budget", "rows"):
         assert [report["trace"] for report in runs[name]] == plain, name
 
 
@@ -85,6 +91,9 @@ def test_what_is_measured_is_counted(runs):
             "hessian_extremes": 5,
             "hessian_density": 4,
             "functional_density": 4,
+            "bulk_boundary": 8,
+            "circuit_symmetry": 8,
+            "circuit_sample": 3,
         }
         assert report["notices"] == []
     assert [report["store"] != "" for report in runs["all"]] == [True, False]
@@ -93,6 +102,8 @@ def test_what_is_measured_is_counted(runs):
     assert counted["order_parameter_minibatch"] == list(range(8))
     assert counted["hessian_extremes"] == [0, 2, 4, 6, 8]
     assert counted["hessian_density"] == counted["functional_density"] == [0, 3, 6, 8]
+    assert counted["bulk_boundary"] == counted["circuit_symmetry"] == OFTEN
+    assert counted["circuit_sample"] == [0, 4, 8]
 
 
 def test_unequal_shards_give_the_answer_of_one_process(runs):
@@ -132,6 +143,46 @@ def test_unequal_shards_give_the_answer_of_one_process(runs):
     assert value("hessian_extremes/lambda_max", -1) >= 0.9 * float(edges[-1])
 
 
+def test_unequal_shards_give_the_examples_of_one_process(runs):
+    first, second = (report["indices"] for report in runs["all"])
+    # as the probe was drawn: one by one to each rank
+    order = [index for pair in zip(first, second, strict=False) for index in pair] + [first[-1]]
+    stored = load_run(runs["all"][0]["store"])
+    pl.seed_everything(1, verbose=False)
+    net = rank_runs.Net().eval()
+    x, y = (t[order] for t in rank_runs.data().tensors)
+    network = Network.from_module(net, x)
+    found = circuit_asymmetry(network, x, y)
+    arrays = stored.arrays("circuit_symmetry", 0)
+    for name in ("alive", "sign_balance", "mass_asymmetry", "output"):
+        np.testing.assert_allclose(arrays[name], getattr(found, name).numpy(), rtol=1e-9)
+    assert len(arrays["output"]) == rank_runs.EXAMPLES
+    losses = bulk_boundary_loss(network, x[:37], y[:37], net.criterion)
+    arrays = stored.arrays("bulk_boundary", 0)
+    for name in ("bulk", "boundary", "converged"):
+        np.testing.assert_allclose(arrays[name], getattr(losses, name).numpy(), rtol=1e-9)
+    assert stored.series("bulk_boundary/bulk").values[0] == pytest.approx(losses.bulk_mean)
+    sign, log_abs = sample_circuits(network, x[:5], 300, targets=y[:5]).weighted()
+    test = symmetry_test(sign * log_abs.exp())
+    for name in ("n", "sign_balance", "butler", "odd_moment", "w_sym", "w_sym_null"):
+        measured = stored.series(f"circuit_sample/{name}").values[0]
+        assert measured == pytest.approx(getattr(test, name), rel=1e-9), name
+
+
+def test_a_rank_that_has_no_rows_stops_nobody(runs):
+    reports = runs["rows"]
+    assert [report["steps"] for report in reports] == [8, 8]
+    stored = load_run(reports[0]["store"])
+    assert finite(stored, "bulk_boundary", "bulk") == [0, 2, 4, 5, 6, 7, 8]
+    counted = steps_of(stored)
+    assert counted["circuit_symmetry"] == list(range(9))
+    assert counted["circuit_sample"] == [0, 4, 8]
+    told = reports[0]["notices"]
+    assert len(told) == 1
+    assert "bulk_boundary failed at step 1: the measurement stopped: another rank" in told[0]
+    assert "no rows here" in runs["log"]
+
+
 @pytest.mark.parametrize(
     ("name", "steps", "notice"),
     [
@@ -164,7 +215,7 @@ def test_a_closure_that_fails_on_one_rank(runs):
     # when it fails at the very first, the loss is found later, by both
     stored = load_run(runs["first"][0]["store"])
     assert steps_of(stored)["order_parameter"] == [s for s in OFTEN if s != 0]
-    assert "nothing can be measured" in runs["first"][0]["notices"][0]
+    assert "the loss can't be measured" in runs["first"][0]["notices"][0]
 
 
 def test_ranks_take_one_kind_of_loss(runs):

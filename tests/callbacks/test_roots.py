@@ -14,6 +14,8 @@ from torch import nn
 
 from tests.callbacks.support import loader, steps_of
 from torch_thermo.callbacks import (
+    BulkBoundaryLoss,
+    CircuitSymmetry,
     GradientSymmetry,
     HessianSpectrum,
     PlasticityOrderParameter,
@@ -30,7 +32,15 @@ EACH_ROOT = [
     )
     for root in ROOTS
 ]
-ALL = [Thermometer, PlasticityOrderParameter, GradientSymmetry, WeightSymmetry, HessianSpectrum]
+ALL = [
+    Thermometer,
+    PlasticityOrderParameter,
+    GradientSymmetry,
+    WeightSymmetry,
+    HessianSpectrum,
+    BulkBoundaryLoss,
+    CircuitSymmetry,
+]
 
 
 def module_of(root: str) -> type:
@@ -103,6 +113,7 @@ def test_both_command_lines(tmp_path, root):
         "--trainer.callbacks+=torch_thermo.callbacks.Thermometer",
         "--trainer.callbacks.probe=12",
         "--trainer.callbacks.budget=0.5",
+        "--trainer.callbacks.module=net",
         "--trainer.callbacks+=torch_thermo.callbacks.HessianSpectrum",
         "--trainer.callbacks.schedule=torch_thermo.callbacks.Every",
         "--trainer.callbacks.schedule.steps=3",
@@ -119,6 +130,7 @@ def test_both_command_lines(tmp_path, root):
     bundle, spectrum = [c for c in cli.trainer.callbacks if type(c) in ALL]
     assert bundle._arguments[0] == 12
     assert bundle.budget == 0.5
+    assert bundle.module == "net"
     assert [member.observable for member in spectrum.members()] == [
         "hessian_extremes",
         "hessian_density",

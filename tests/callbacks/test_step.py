@@ -25,7 +25,7 @@ from torch_thermo.callbacks import (
     Thermometer,
     WeightSymmetry,
 )
-from torch_thermo.callbacks.session import completed_updates
+from torch_thermo.callbacks.moment import completed_updates
 
 # hooks of a run's step, with the weights in their final state for it
 HOOKS = [
@@ -221,7 +221,7 @@ def test_hooks_that_are_used_are_among_those_tested():
         for name, value in vars(kind).items()
         if name.startswith("on_") and inspect.isfunction(value)
     }
-    assert used - set(HOOKS) == {"on_exception", "on_fit_end"}
+    assert used - set(HOOKS) == {"on_exception", "on_fit_end", "on_fit_start"}
 
 
 def test_a_callable_in_a_union_is_asked_at_every_step(tmp_path):

@@ -6,6 +6,8 @@ if not __name__.startswith("torch_thermo."):
         "importing it by that name would make a second set of classes"
     )
 
+from torch_thermo.callbacks.bulk_boundary import BulkBoundaryLoss
+from torch_thermo.callbacks.circuit_symmetry import CircuitSymmetry
 from torch_thermo.callbacks.gradient_symmetry import GradientSymmetry
 from torch_thermo.callbacks.hessian_spectrum import HessianSpectrum
 from torch_thermo.callbacks.order_parameter import PlasticityOrderParameter
@@ -16,6 +18,8 @@ from torch_thermo.callbacks.weight_symmetry import WeightSymmetry
 
 __all__ = [
     "At",
+    "BulkBoundaryLoss",
+    "CircuitSymmetry",
     "Every",
     "GradientSymmetry",
     "HessianSpectrum",

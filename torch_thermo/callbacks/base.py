@@ -5,15 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch_thermo.callbacks import ranks
 from torch_thermo.callbacks._roots import Callback, LightningModule, Trainer
-from torch_thermo.callbacks.loss import check_loss_arguments, why_unmeasurable
+from torch_thermo.callbacks.loss import why_unmeasurable
+from torch_thermo.callbacks.member import Member
+from torch_thermo.callbacks.moment import Measurement, Moment, completed_updates
 from torch_thermo.callbacks.probe import EXAMPLES, Probe, Source
 from torch_thermo.callbacks.quiet import undisturbed
-from torch_thermo.callbacks.schedule import AnyOf, Schedule, whole
-from torch_thermo.callbacks.session import Measurement, Moment, Session, completed_updates
+from torch_thermo.callbacks.reading import Part, find_part
+from torch_thermo.callbacks.schedule import AnyOf, Schedule
+from torch_thermo.callbacks.session import Session
 from torch_thermo.risk import Closure, LossFn
 from torch_thermo.store import Run, load_run
 
@@ -23,7 +26,7 @@ _SHARDED = ("FSDP", "ModelParallel", "DeepSpeed")
 _LASTING = (TypeError, NotImplementedError, MemoryError)
 
 
-class ThermoCallback(Callback):
+class ThermoCallback(Member, Callback):
     """Measures one observable on a schedule, or bundles callbacks that do.
 
     A subclass says what is measured (`observable`, `measure`); this class decides when, keeps the
@@ -37,17 +40,14 @@ class ThermoCallback(Callback):
         loss_fn: `(output, target) -> mean or per-example losses`. Default: the module's own.
         closure: `(pl_module, batch) -> mean or (mean, weight)`, instead of `loss_fn`.
         seed: of the probe and of random vectors. The run's generators are never drawn from.
+        module: the part to read, where measuring reads a `Network`: its name below the module, or
+            itself. Default: the whole forward, else the only child with parameters.
 
     Raises:
-        ValueError: both `loss_fn` and `closure`, a probe or number of examples below 1.
+        ValueError: both `loss_fn` and `closure`, a probe or number of examples below 1; when the
+            run starts, a `module` that is no part of the run's.
         TypeError: arguments of another kind.
     """
-
-    observable: str = ""
-    #: whether measuring needs the loss
-    needs_loss: bool = True
-    #: whether a run that can't be measured is refused at setup, or only noticed
-    refuses: bool = True
 
     def __init__(
         self,
@@ -57,85 +57,29 @@ class ThermoCallback(Callback):
         loss_fn: LossFn | None = None,
         closure: Closure | None = None,
         seed: int = 0,
+        module: Part = None,
     ) -> None:
-        super().__init__()
-        check_loss_arguments(loss_fn, closure)
-        if not callable(schedule):
-            raise TypeError(f"schedule must be callable, got {type(schedule).__name__}")
-        try:
-            schedule(0, 0)
-        except Exception as error:
-            raise TypeError(
-                f"schedule must be a callable of (step, epoch), got {schedule!r}: {error}"
-            ) from error
-        if examples is not None:
-            whole("examples", examples, 1)
-        whole("seed", seed, 0)
-        self.schedule = schedule
-        self.examples = examples
-        self.seed = seed
-        self._arguments = (probe, loss_fn, closure)
+        super().__init__(schedule, probe, examples, loss_fn, closure, seed, module)
         self._restored: dict[str, Any] | None = None
         self._last: dict[str, int] = {}
         self._skipped: dict[str, str] = {}
         self._blind: set[str] = set()
+        self._failed: set[str] = set()
         # no member is due before this step but at an epoch's end
         self._idle_until = 0.0
         self._started = self._running = self._began = False
         self._key = ""
         self.session = self._new_session()
 
-    # -- for subclasses ----------------------------------------------------------------------
-
-    def measure(self, moment: Moment) -> Measurement:
-        """Measure the observable on the weights as they are."""
-        raise NotImplementedError
-
     def members(self) -> Sequence[ThermoCallback]:
         """Return the callbacks that measure: this one, or those of a bundle."""
         return (self,)
-
-    def observables(self) -> Sequence[str]:
-        """Return the names under which this callback stores measurements."""
-        return (self.observable,)
-
-    def check_member(self) -> None:
-        """Refuse to be a bundle's with a probe or loss of its own, which would be dropped.
-
-        Raises:
-            ValueError: naming the arguments.
-        """
-        probe, loss_fn, closure = self._arguments
-        default = isinstance(probe, int) and probe == EXAMPLES
-        own = {"probe": not default, "loss_fn": loss_fn, "closure": closure}
-        named = [name for name, given in own.items() if given]
-        if named:
-            raise ValueError(
-                f"{type(self).__name__} has {', '.join(named)} of its own: give them to the "
-                "bundle, whose callbacks measure on one probe"
-            )
 
     def affordable(
         self, trainer: Trainer, due: Sequence[ThermoCallback]
     ) -> Sequence[ThermoCallback]:
         """Return those of the due measurements to make; every rank asks at the same steps."""
         return due
-
-    def watch_gradient(self, session: Session, trainer: Trainer, optimizer: Any) -> None:
-        """See the gradients of every step; must not synchronise."""
-
-    def flush(self, session: Session, alone: bool = False) -> None:
-        """Hand over what `watch_gradient` has kept; `alone`: other ranks do not come here."""
-
-    def reset(self, sharded: bool) -> None:
-        """Forget the last run; `sharded`: the parameters of the next are split over ranks."""
-
-    def memory(self) -> dict[str, Any]:
-        """Return what later measurements build on, for a checkpoint: plain values and tensors."""
-        return {}
-
-    def recall(self, memory: Mapping[str, Any]) -> None:
-        """Take up what `memory` returned."""
 
     # -- what a user reads -------------------------------------------------------------------
 
@@ -168,6 +112,12 @@ class ThermoCallback(Callback):
             if self.refuses:
                 raise ValueError(f"{type(self).__name__}: {reason}")
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Find the parts to read: at setup, modules that build themselves there have none yet."""
+        for member in self.members():
+            own = member.module is not None
+            member.part = find_part(pl_module, member.module if own else self.module)
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin a run."""
         others = [
@@ -179,7 +129,8 @@ class ThermoCallback(Callback):
         known = [c._restored for c in (self, *others) if c._restored is not None]
         restored, self._restored = self._restored, None
         self.session = self._new_session()
-        self._last, self._skipped, self._blind, self._began = {}, {}, set(), False
+        self._last, self._skipped, self._began = {}, {}, False
+        self._blind, self._failed = set(), set()
         self._idle_until = 0.0
         for member in self.members():
             member.reset(sharded=_is_sharded(trainer))
@@ -204,7 +155,7 @@ class ThermoCallback(Callback):
         """Measure the initial weights, after every hook that may have changed them."""
         if not self._began:
             self._began = True
-            if any(member.needs_loss for member in self._measured()):
+            if any(member.needs_loss or member.needs_model for member in self._measured()):
                 self.session.prepare_probe(trainer, pl_module)
             self.session.offer(batch)
             self._tick(trainer, pl_module, trainer.current_epoch if batch_idx == 0 else None)
@@ -348,17 +299,22 @@ class ThermoCallback(Callback):
         if not due:
             return
         loss = any(member.needs_loss for member in due)
+        model = loss or any(member.needs_model for member in due)
         completed = trainer.current_epoch if epoch is None else epoch
         with ExitStack() as stack:
-            written = stack.enter_context(undisturbed(trainer, pl_module)) if loss else []
+            written = stack.enter_context(undisturbed(trainer, pl_module)) if model else []
             with self.session.timed("preparation"):
-                moment = self.session.moment(trainer, pl_module, loss)
+                moment = self.session.moment(trainer, pl_module, model, loss)
             with moment.isolated():
+                failures: dict[_Failure, list[str]] = {}
                 for member in due:
-                    if moment.has_loss or not member.needs_loss:
-                        self._measure(member, moment, completed)
+                    if moment.allows(member.needs_model, member.needs_loss):
+                        failure = self._measure(member, moment, completed)
+                        if failure is not None:
+                            failures.setdefault(failure, []).append(member.observable)
                     else:
                         del self._last[member.observable]
+            self._tell(failures, step)
         if written:
             self.session.remark(
                 f"training_step or forward writes to {', '.join(written[:3])}: each measurement "
@@ -379,7 +335,8 @@ class ThermoCallback(Callback):
             )
             return False
 
-    def _measure(self, member: ThermoCallback, moment: Moment, epoch: int) -> None:
+    def _measure(self, member: ThermoCallback, moment: Moment, epoch: int) -> _Failure | None:
+        """Measure and record, or return what is to be told of why not."""
         name, session = member.observable, self.session
         measured: Measurement | None = None
         failure: Exception | None = None
@@ -397,14 +354,25 @@ class ThermoCallback(Callback):
             member.recall({})  # ranks must not build on different results
         if outcome == ranks.LASTING:
             self._skipped[name] = str(failure or "it failed on another rank")
-            session.notice(f"{name} is skipped from step {moment.step} on: {self._skipped[name]}")
-        elif failure is not None:
-            # weights or loss that are not finite concern every observable, and are told once
-            broken = isinstance(failure, FloatingPointError)
-            session.notice(
-                f"{name} failed at step {moment.step}: {failure}",
-                key="not finite" if broken else f"{name} failed",
-            )
+            return _Failure(self._skipped[name], lasting=True)
+        if failure is None:
+            return None
+        return _Failure(str(failure), broken=isinstance(failure, FloatingPointError))
+
+    def _tell(self, failures: Mapping[_Failure, Sequence[str]], step: int) -> None:
+        """Give one notice of all that failed for one reason."""
+        for (reason, lasting, broken), names in failures.items():
+            if lasting:
+                are = "are" if len(names) > 1 else "is"
+                text = f"{', '.join(names)} {are} skipped from step {step} on: {reason}"
+                self.session.notice(text)
+                continue
+            new = [name for name in names if name not in self._failed]
+            self._failed.update(new)
+            if new:
+                text = f"{', '.join(new)} failed at step {step}: {reason}"
+                # weights or loss that are not finite concern every observable, and are told once
+                self.session.notice(text, key="not finite" if broken else text)
 
     def _flush(self, alone: bool = False) -> None:
         for member in self.members():
@@ -412,7 +380,15 @@ class ThermoCallback(Callback):
 
     def _close(self, trainer: Trainer) -> None:
         self._running = False
-        self.session.end(trainer)
+        self.session.end(trainer, self._skipped)
+
+
+class _Failure(NamedTuple):
+    """Why a measurement failed, and whether for good, or since something was not finite."""
+
+    reason: str
+    lasting: bool = False
+    broken: bool = False
 
 
 def _next_due(schedule: Any, step: int) -> float:

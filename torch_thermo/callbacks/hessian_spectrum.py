@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from torch_thermo.callbacks.base import ThermoCallback
+from torch_thermo.callbacks.moment import Measurement, Moment
 from torch_thermo.callbacks.probe import EXAMPLES, SMALL, Source
 from torch_thermo.callbacks.schedule import Log, Schedule, whole
-from torch_thermo.callbacks.session import Measurement, Moment
 from torch_thermo.observables.hessian_spectrum import OperatorName, hessian_spectrum
 from torch_thermo.risk import Closure, LossFn, Risk
 from torch_thermo.spectra import rademacher
@@ -51,15 +51,18 @@ class _Extremes(ThermoCallback):
         self._vectors = memory.get("vectors")
 
     def measure(self, moment: Moment) -> Measurement:
-        """Measure both ends with their residual bounds."""
+        """Measure both ends with their residual bounds, and the middle between them."""
         risk = moment.risk(self.examples)
         start = _warm_start(self._vectors, risk, self.seed)
         result = hessian_spectrum(risk, steps=self.steps, probes=1, seed=self.seed, start=start)
         self._vectors = result.run.extreme_vectors.detach()
+        ends = result.extremes
         return Measurement(
             {
-                "lambda_min": result.extremes.min.value,
-                "lambda_max": result.extremes.max.value,
+                "lambda_min": ends.min.value,
+                "lambda_max": ends.max.value,
+                # 0 for a symmetric spectrum; a margin chart needs a line between its edges
+                "centre": (ends.min.value + ends.max.value) / 2,
                 "residual_min": result.residuals[0],
                 "residual_max": result.residuals[1],
             }
@@ -90,13 +93,8 @@ class _Density(ThermoCallback):
         Raises:
             TypeError: the operator needs the loss as a function of the output.
         """
-        if self.operator != "hessian" and moment.source and moment.source.closure is not None:
-            # on all ranks alike: where the loss comes from is agreed upon
-            raise TypeError(
-                f"{_OPERATORS[self.operator]} needs the loss as a function of the output: give "
-                "Thermometer(loss_fn=...), or keep it as self.criterion and call "
-                "self.criterion(self(x), y) in training_step"
-            )
+        if self.operator != "hessian" and moment.source:
+            moment.source.function(moment.model, _OPERATORS[self.operator])
         result = hessian_spectrum(
             moment.risk(self.examples),
             self.operator,
@@ -124,17 +122,18 @@ class _Density(ThermoCallback):
                 "betas": result.run.betas.numpy(),
                 "dimension": np.int64(measure.dimension),
             },
-            figures=("density",),
+            figures=("density", "ridgeline"),
         )
 
 
 class HessianSpectrum(ThermoCallback):
     """Extremes and spectral density of the Hessian and of its functional part.
 
-    Stored as `hessian_extremes` (lambda_min, lambda_max and their residual bounds: an eigenvalue
-    lies within that distance), `hessian_density` and `functional_density` (trace, odd moment of
-    order 3, share of negative eigenvalues, and the quadrature as arrays). The functional part
-    needs a loss of the form criterion(output, target); on another it is skipped with one notice.
+    Stored as `hessian_extremes` (lambda_min, lambda_max, the centre between them, and residual
+    bounds: an eigenvalue lies within that distance), `hessian_density` and `functional_density`
+    (trace, odd moment of order 3, share of negative eigenvalues, and the quadrature as arrays).
+    The functional part needs a loss of the form criterion(output, target); on another it is
+    skipped with one notice.
     The curvature is that of the loss in the parameters' own precision, whatever the autocast.
 
     Li, Figs. 6 and 8a.

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
 from torch_thermo.callbacks._roots import LightningModule
-from torch_thermo.callbacks.quiet import training_loss
+from torch_thermo.callbacks.quiet import children_with_parameters, has_forward, training_loss
 from torch_thermo.callbacks.trees import split
 from torch_thermo.risk import Closure, LossFn, Risk, batch_size
 
@@ -18,6 +23,27 @@ _AGREEMENT = 1e-5
 _ADDITIVE = 1e-3
 
 
+def _of_one_shape(loss: LossFn, output: Tensor, target: Tensor) -> Tensor:
+    """Compare output and target entry by entry, as after the squeeze or cast of most steps."""
+    return loss(output, target.to(output.dtype).reshape(output.shape))
+
+
+# what most training steps call. The likelihood comes before cross entropy: of a forward that ends
+# in log_softmax both are the loss, and the former says what its output is
+_STANDARD: tuple[tuple[str, LossFn], ...] = (
+    ("F.nll_loss", nn.NLLLoss()),
+    ("F.cross_entropy", nn.CrossEntropyLoss()),
+    (
+        "F.binary_cross_entropy_with_logits",
+        partial(_of_one_shape, F.binary_cross_entropy_with_logits),
+    ),
+    ("F.mse_loss", partial(_of_one_shape, F.mse_loss)),
+    ("F.l1_loss", partial(_of_one_shape, F.l1_loss)),
+    # the same as huber_loss while its threshold is 1, the default of both
+    ("F.smooth_l1_loss", partial(_of_one_shape, F.smooth_l1_loss)),
+)
+
+
 @dataclass(frozen=True)
 class LossSource:
     """How a batch becomes a loss.
@@ -25,21 +51,42 @@ class LossSource:
     Attributes:
         description: for the log: what was taken.
         criterion: the name of the module's attribute, or None.
-        loss_fn: the user's, or None.
+        loss_fn: the user's or a standard one, or None.
         closure: the user's or `training_step`, or None.
+        guess: the loss in words, where it is taken because it equals `training_step`'s; else "".
+        place: of a guess in the order of trials, from 1; else 0. Ranks compare it.
     """
 
     description: str
     criterion: str | None = None
     loss_fn: LossFn | None = None
     closure: Closure | None = None
+    guess: str = ""
+    place: int = 0
 
     def risk(self, model: Any, batches: Iterable[Any], process_group: Any | None) -> Risk:
         """Build the risk of a (shadow) module over some batches."""
         if self.closure is not None:
             return Risk.from_closure(model, self.closure, batches, process_group=process_group)
-        loss_fn = self.loss_fn or getattr(model, str(self.criterion))
+        loss_fn = self.function(model, "a structured risk")
         return Risk(model, loss_fn, batches, process_group=process_group)
+
+    def function(self, model: Any, what: str) -> LossFn:
+        """Return `(output, target) -> loss` of a (shadow) module; `what` needs it.
+
+        Raises:
+            TypeError: the loss is only known as a closure. Lasting, and on all ranks alike, for
+                they agree on the source.
+        """
+        if self.closure is not None:
+            raise TypeError(
+                f"{what} needs the loss as a function of the output: give "
+                "Thermometer(loss_fn=...), or make the loss of training_step "
+                "self.criterion(self(x), y) or a plain loss of torch as "
+                "F.cross_entropy(self(x), y)"
+            )
+        loss_fn: LossFn = self.loss_fn or getattr(model, str(self.criterion))
+        return loss_fn
 
 
 TRAINING_STEP = LossSource("training_step", closure=training_loss)
@@ -70,8 +117,11 @@ def acquire_loss(
     """Decide where the loss comes from, in the documented order.
 
     1. the user's `loss_fn` or `closure`;
-    2. an attribute `criterion`, `loss_fn` or `loss` that is callable, if the module has a
-       `forward` and criterion(forward(x), y) is the loss of 3 on `batch`;
+    2. an attribute `criterion`, `loss_fn` or `loss` that is callable, or else one of torch's
+       standard losses (nll_loss, cross_entropy, binary_cross_entropy_with_logits, mse_loss,
+       l1_loss, smooth_l1_loss, each with its defaults), if the module has a `forward` (or only one
+       child with parameters) and criterion(forward(x), y) is the loss of 3 on `batch`: its value
+       and its gradient in the parameters;
     3. the module's `training_step`.
 
     Args:
@@ -94,27 +144,25 @@ def acquire_loss(
     if reason is not None:
         raise ValueError(reason)
     own = _value(model, batch, TRAINING_STEP)
-    for name in _CRITERIA if _has_forward(model) else ():
-        if callable(getattr(model, name, None)):
-            source = LossSource(f"self.{name}(self(x), y), which equals training_step's", name)
-            if _agrees(model, batch, source, own):
-                return source
+    for source in _guesses(model, batch, own):
+        if _agrees(model, batch, source, own) and _same_gradient(model, batch, source, own):
+            return source
     return TRAINING_STEP
 
 
 def disagreement(model: Any, batch: Any, source: LossSource) -> str | None:
-    """Return a notice if a criterion has ceased to be training_step's loss; else None.
+    """Return a notice if a guess has ceased to be training_step's loss; else None.
 
     A penalty that is ramped up from zero is not there when the loss is acquired.
     """
-    if source.criterion is None:
+    if not source.guess:
         return None
     own = _value(model, batch, TRAINING_STEP)
     if math.isnan(own) or _agrees(model, batch, source, own):
         return None  # what is not finite is reported by the measurement
     return (
-        f"self.{source.criterion}(self(x), y) was training_step's loss when measuring began and "
-        "no longer is: what is measured is the criterion; give loss_fn= or closure= to decide"
+        f"{source.guess} was training_step's loss when measuring began and no longer is: what is "
+        "measured is the criterion; give loss_fn= or closure= to decide"
     )
 
 
@@ -156,10 +204,54 @@ def _agrees(model: Any, batch: Any, source: LossSource, own: float) -> bool:
     )
 
 
-def _has_forward(model: Any) -> bool:
-    for kind in type(model).__mro__:
-        if "forward" in vars(kind):
-            return not kind.__module__.startswith(
-                ("lightning.", "pytorch_lightning.", "torch.nn.modules.module")
-            )
-    return False
+def _guesses(model: Any, batch: Any, own: float) -> Iterator[LossSource]:
+    """Return what may be the loss as a function of output and target, the likeliest first."""
+    called = _called(model)
+    if not called:
+        return
+    for place, name in enumerate(_CRITERIA, 1):
+        if callable(getattr(model, name, None)):
+            yield _guess(f"self.{name}({called}, y)", place, criterion=name)
+    # one forward pass for all of them; those that remain are tried as every other
+    pair = _output_and_target(model, batch)
+    for place, (name, loss) in enumerate(_STANDARD, 1 + len(_CRITERIA)):
+        if pair is not None and _is_close(loss, *pair, own):
+            yield _guess(f"{name}({called}, y)", place, loss_fn=loss)
+
+
+def _guess(words: str, place: int, **how: Any) -> LossSource:
+    return LossSource(f"{words}, which equals training_step's", guess=words, place=place, **how)
+
+
+def _called(model: Any) -> str:
+    """Return how the model is called, in words; nothing if it can't be."""
+    if has_forward(model):
+        return "self(x)"
+    return f"self.{children_with_parameters(model)[0]}(x)" if "forward" in vars(model) else ""
+
+
+def _output_and_target(model: Any, batch: Any) -> tuple[Any, Any] | None:
+    risk = Risk(model, nn.CrossEntropyLoss(), [batch])
+    try:
+        with risk.measuring(), torch.no_grad():
+            return next(risk.forward(moved) for moved in risk.batches())
+    except Exception:  # no pair, or no input of the forward
+        return None
+
+
+def _is_close(loss: LossFn, output: Any, target: Any, own: float) -> bool:
+    try:
+        return math.isclose(float(loss(output, target)), own, rel_tol=_AGREEMENT, abs_tol=1e-12)
+    except Exception:  # a loss of targets of another kind
+        return False
+
+
+def _same_gradient(model: Any, batch: Any, source: LossSource, own: float) -> bool:
+    """Return whether the parameters feel the same loss: equal values may be detached in part."""
+    if math.isnan(own):
+        return True
+    try:
+        mine, theirs = (s.risk(model, [batch], None).gradient() for s in (source, TRAINING_STEP))
+    except Exception:  # that there is none is the measurement's to say
+        return False
+    return bool((mine - theirs).norm() <= _AGREEMENT * theirs.norm() + 1e-12)

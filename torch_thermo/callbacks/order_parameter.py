@@ -11,9 +11,10 @@ from torch import Tensor
 
 from torch_thermo.callbacks._roots import Trainer
 from torch_thermo.callbacks.base import ThermoCallback
+from torch_thermo.callbacks.moment import Measurement, Moment, completed_updates
 from torch_thermo.callbacks.probe import EXAMPLES, Source
 from torch_thermo.callbacks.schedule import At, Log, Schedule
-from torch_thermo.callbacks.session import Measurement, Moment, Session, completed_updates
+from torch_thermo.callbacks.session import Session
 from torch_thermo.observables.order_parameter import plasticity_order_parameter
 from torch_thermo.risk import Closure, LossFn
 

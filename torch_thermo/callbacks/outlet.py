@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -9,10 +10,10 @@ from typing import Any
 
 from torch_thermo import dashboard
 from torch_thermo.callbacks._roots import Trainer
+from torch_thermo.figures import chosen_steps
 from torch_thermo.store import Store, default_directory, load_run, new_run_id
 
-# TensorBoard becomes unusable with thousands of tags; the store keeps every layer
-_MOST_LAYERS = 64
+_log = logging.getLogger("torch_thermo")
 
 Rows = Sequence[tuple[int, int, Mapping[str, float]]]
 
@@ -39,6 +40,10 @@ class Outlet:
         self._loggers: list[Any] = []
         self._resumed_at = -1
         self._known: set[str] = set()
+        # {observable: last step its ridgeline was drawn at}, {observable: last step with arrays}
+        self._drawn: dict[str, int] = {}
+        self._undrawn: dict[str, int] = {}
+        self._abridged: set[str] = set()
 
     def open(
         self,
@@ -90,8 +95,12 @@ class Outlet:
                 "this run has no logger (logger=False, barebones or fast_dev_run): measurements "
                 f"go to {where} only"
             )
+        described = self.store.observables if self.store else ()
         for writer in self._writers():
             self._draw(dashboard.write_layout, writer, planned)
+            # a resumed run of the same store has its cards
+            new = [name for name in planned if name not in described]
+            self._draw(dashboard.write_cards, writer, new)
             if step:
                 self._draw(_supersede, writer, step)
 
@@ -110,9 +119,15 @@ class Outlet:
         if arrays:
             self._store(lambda store: store.save_arrays(observable, step, arrays))
         self.log(observable, step, scalars)
-        for writer in self._writers() if figures else ():
-            for figure in figures:
-                self._draw(dashboard.write_figure, writer, figure, observable, arrays, step)
+        if "ridgeline" in figures:
+            self._undrawn[observable] = step
+            # a picture takes as long as a cheap measurement: seven of them in 50,000 steps
+            if step >= 4 * self._drawn.setdefault(observable, max(step, 2)):
+                self._draw_ridgeline(observable)
+        for figure in figures:
+            if figure != "ridgeline":
+                for writer in self._writers():
+                    self._draw(dashboard.write_figure, writer, figure, observable, arrays, step)
 
     def record_rows(self, observable: str, rows: Rows) -> None:
         """Keep the scalars of some steps in the store, with one write."""
@@ -132,13 +147,8 @@ class Outlet:
         """Send scalars to every logger, at our own step."""
         if step == self._resumed_at and observable in self._known:
             return  # they have this point from before
-        layers = [name for name in scalars if name.startswith("layer/")]
-        hidden = set(layers[_MOST_LAYERS:])
-        metrics = {
-            dashboard.tag(observable, name): float(value)
-            for name, value in scalars.items()
-            if name not in hidden
-        }
+        shown = self._shown(observable, scalars)
+        metrics = {dashboard.tag(observable, name): float(scalars[name]) for name in shown}
         for logger in self._loggers:
             try:
                 logger.log_metrics(metrics, step=step)
@@ -151,9 +161,15 @@ class Outlet:
         measurements: Mapping[str, int],
         measuring: Mapping[str, float],
         total: float,
+        skipped: Mapping[str, str],
         facts: Mapping[str, Any],
     ) -> None:
-        """Write what the run says of itself, beside what callbacks of the same run have said."""
+        """Write what the run says of itself, beside what callbacks of the same run have said.
+
+        Ridgelines are drawn up to the last measurement.
+        """
+        for observable in list(self._undrawn):
+            self._draw_ridgeline(observable)
 
         def write(store: Store) -> None:
             known = store.meta
@@ -162,6 +178,7 @@ class Outlet:
                 {
                     **facts,
                     "measurements": {**known.get("measurements", {}), **measurements},
+                    "skipped": {**known.get("skipped", {}), **skipped},
                     "seconds": {"training": total - sum(seconds.values()), "measuring": seconds},
                 }
             )
@@ -213,6 +230,47 @@ class Outlet:
             self._notice(f"a measurement can't be stored: {error}", key="can't be stored")
             return False
         return True
+
+    def _shown(self, observable: str, scalars: Mapping[str, float]) -> list[str]:
+        """Return which scalars loggers get: of a net of very many layers not every layer's."""
+        layers: dict[str, list[str]] = {}
+        for name in scalars:
+            quantity, layer = dashboard.layer_of(name)
+            if layer:
+                layers.setdefault(quantity, []).append(name)
+        hidden = {name for names in layers.values() for name in names} - {
+            name for names in layers.values() for name in dashboard.shown_layers(names)
+        }
+        if hidden and observable not in self._abridged:
+            self._abridged.add(observable)
+            most = max(layers.values(), key=len)
+            shown, total = len(dashboard.shown_layers(most)), len(most)
+            _log.info(
+                "%s: loggers get %d of %d layers, spread evenly over the depth; the store has all",
+                observable,
+                shown,
+                total,
+            )
+            for writer in self._writers():
+                self._draw(dashboard.write_layer_note, writer, observable, shown, total)
+        return [name for name in scalars if name not in hidden]
+
+    def _draw_ridgeline(self, observable: str) -> None:
+        """Draw what is stored of some steps, those of earlier parts of the run too."""
+        step = self._undrawn.pop(observable, None)
+        writers = list(self._writers())
+        if self.store is None or step is None or not writers:
+            return
+        self._drawn[observable] = step
+
+        def draw(store: Store) -> None:
+            run = load_run(store.path)
+            steps = chosen_steps(run.array_steps(observable))
+            history = [(at, run.arrays(observable, at)) for at in steps]
+            for writer in writers:
+                dashboard.write_ridgeline(writer, observable, history)
+
+        self._draw(draw, self.store)
 
     def _writers(self) -> Iterator[Any]:
         for logger in self._loggers:

@@ -81,7 +81,8 @@ def quiet_shadow(trainer: Trainer, pl_module: LightningModule) -> tuple[Any, lis
 
     Weights and trainer are the run's, all else is a copy (see `isolation.shadow`). `log`,
     `log_dict`, `print`, the logger and `trainer.logger` do nothing, and what a step sets on the
-    trainer (`should_stop`) never reaches it.
+    trainer (`should_stop`) never reaches it. Where the module has no `forward`, to call the shadow
+    is to call its only child with parameters, if there is but one.
 
     Raises:
         TypeError, RuntimeError: the module cannot be copied.
@@ -97,7 +98,27 @@ def quiet_shadow(trainer: Trainer, pl_module: LightningModule) -> tuple[Any, lis
         if hasattr(part, "training_step") and hasattr(part, "log_dict"):
             part.__class__ = _silenced(type(part))
             part.__dict__["_trainer"] = quiet
+    children = children_with_parameters(copied)
+    if not has_forward(copied) and len(children) == 1:
+        copied.__dict__["forward"] = getattr(copied, children[0])
     return copied, uncopied
+
+
+def has_forward(module: nn.Module) -> bool:
+    """Return whether a module's class defines a `forward` of its own."""
+    for kind in type(module).__mro__:
+        if "forward" in vars(kind):
+            return not kind.__module__.startswith(
+                ("lightning.", "pytorch_lightning.", "torch.nn.modules.module")
+            )
+    return False
+
+
+def children_with_parameters(module: nn.Module) -> list[str]:
+    """Return the names of the children that hold parameters."""
+    return [
+        name for name, child in module.named_children() if any(True for _ in child.parameters())
+    ]
 
 
 @contextmanager

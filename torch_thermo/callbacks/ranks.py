@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from torch_thermo.callbacks._roots import Trainer
+from torch_thermo.risk import entered
 
 READY, WAITING, FAILED = 0, 1, 2
 DONE, RAISED, LASTING = 0, 1, 2
@@ -28,6 +31,42 @@ def worst(trainer: Trainer, mine: int) -> int:
     shared = torch.tensor(float(mine), device=trainer.strategy.root_device)
     torch.distributed.all_reduce(shared, op=torch.distributed.ReduceOp.MAX)
     return int(shared)
+
+
+def gathered(trainer: Trainer, local: Callable[[], Tensor]) -> Tensor:
+    """Return the rows of all ranks, (n, k) in float64 on the CPU; all ranks enter.
+
+    Row i of rank r is example i * ranks + r of the probe: the order is that of one process,
+    however unequal the shards.
+
+    Args:
+        trainer: the run's.
+        local: returns this rank's rows, one for each of its examples, at least one.
+
+    Raises:
+        RuntimeError: another rank failed (this rank's own error is raised unchanged).
+    """
+    group = process_group(trainer)
+    if group is None:
+        return local().double().cpu()
+    device = trainer.strategy.root_device
+
+    def counted() -> tuple[Tensor, float]:
+        rows = local()
+        return rows, float(len(rows))
+
+    mine, _ = entered(counted, group, device)
+    shape = torch.tensor(mine.shape, device=device)
+    torch.distributed.all_reduce(shape, op=torch.distributed.ReduceOp.MAX)
+    rows, columns = shape.tolist()
+    # shards differ in length: the first column tells a row from the padding
+    padded = torch.zeros(rows, 1 + columns, dtype=torch.float64, device=device)
+    padded[: len(mine), 0] = 1.0
+    padded[: len(mine), 1:] = mine.to(padded)
+    everyone = [torch.empty_like(padded) for _ in range(trainer.world_size)]
+    torch.distributed.all_gather(everyone, padded)
+    table = torch.stack(everyone, 1).reshape(-1, 1 + columns)
+    return table[table[:, 0] == 1.0, 1:].cpu()
 
 
 def settle(trainer: Trainer, outcome: int) -> int:

@@ -5,12 +5,9 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
-from typing import Any
-
-import torch
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 from torch_thermo.callbacks import ranks
 from torch_thermo.callbacks._roots import LightningModule, Trainer
@@ -21,11 +18,14 @@ from torch_thermo.callbacks.loss import (
     disagreement,
     partition,
 )
+from torch_thermo.callbacks.moment import Measurement, Moment, completed_updates
 from torch_thermo.callbacks.outlet import Outlet, Rows
 from torch_thermo.callbacks.probe import Probe
 from torch_thermo.callbacks.quiet import quiet_shadow
-from torch_thermo.risk import Closure, LossFn, Risk
+from torch_thermo.risk import Closure, LossFn
 from torch_thermo.store import Store
+
+T = TypeVar("T")
 
 _log = logging.getLogger("torch_thermo")
 
@@ -36,31 +36,6 @@ _DRAWN = ("generator", "Iter")
 
 class ThermoWarning(UserWarning):
     """Something could not be measured, or not as asked; the training goes on."""
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """What one observable gave at one step.
-
-    Attributes:
-        scalars: {quantity: value}, "layer/<name>" for layers.
-        arrays: {name: array} for the store.
-        figures: what the dashboard draws from the arrays: a name known to `dashboard`.
-    """
-
-    scalars: Mapping[str, float]
-    arrays: Mapping[str, Any] = field(default_factory=dict)
-    figures: Sequence[str] = ()
-
-
-def completed_updates(trainer: Trainer) -> int:
-    """Return the step: how many optimizer updates the measured weights have had.
-
-    0 for the initial weights and 1 after the first update, in every hook, with accumulation; with
-    several optimizers every update of any of them counts. Lightning's own axis for `self.log`
-    counts batches and is raised only after `on_train_batch_end`; this counter is not.
-    """
-    return int(trainer.global_step)
 
 
 class Session:
@@ -131,52 +106,66 @@ class Session:
             self.probe.give_up()
             self.notice(f"nothing can be measured: no probe: {error}")
 
-    def moment(self, trainer: Trainer, pl_module: LightningModule, loss: bool) -> Moment:
-        """Prepare measuring at this step, with the loss if that is needed.
+    def moment(
+        self, trainer: Trainer, pl_module: LightningModule, model: bool, loss: bool
+    ) -> Moment:
+        """Prepare measuring at this step, with the model on the probe and its loss if needed.
 
         Every rank learns whether all are ready before any enters a collective: if one is not, the
-        moment has no loss on all of them, and its notice says why.
+        moment has no model, or no loss, on all of them, and its notice says why.
         """
-        bare = Moment(self, trainer, pl_module)
-        if not loss:
-            return bare
-        ready: Moment | None = None
+        moment = Moment(self, trainer, pl_module)
+        if model:
+            moment.model = self._on_all_ranks(
+                trainer, "nothing can be measured", lambda: self._ready(trainer, pl_module)
+            )
+        if loss and moment.model is not None:
+            shadow = moment.model
+            source = self._on_all_ranks(
+                trainer, "the loss can't be measured", lambda: self._checked_source(shadow)
+            )
+            if self.source is None and source is not None:
+                self.source = self._agreed(trainer, source)
+                _log.info("the loss is %s", self.source.description)
+            moment.source = None if source is None else self.source
+        return moment
+
+    def _on_all_ranks(
+        self, trainer: Trainer, otherwise: str, prepare: Callable[[], T | None]
+    ) -> T | None:
+        """Return what `prepare` gives, if it gives something on all ranks; tell why it fails."""
+        prepared: T | None = None
         state = ranks.WAITING
         try:
-            if self.probe.waits:
-                self.prepare_probe(trainer, pl_module)
-            if self.probe.complete:
-                model = self._shadow(trainer, pl_module, runs=True)
-                source = self.source or acquire_loss(
-                    model, self.probe.batches[0], self.loss_fn, self.closure
-                )
-                check = partition if self.source is None else disagreement
-                changed = check(model, self.probe.batches[0], source)
-                if changed:
-                    self.remark(changed)
-                ready, state = Moment(self, trainer, pl_module, model, source), ranks.READY
+            prepared = prepare()
+            state = ranks.WAITING if prepared is None else ranks.READY
         except Exception as error:
-            self.notice(f"nothing can be measured: {error}")
+            self.notice(f"{otherwise}: {error}")
             state = ranks.FAILED
         worst = ranks.worst(trainer, state)
-        if worst != ranks.READY or ready is None:
-            if worst == ranks.FAILED != state:
-                self.notice(
-                    "nothing can be measured: it failed on another rank, whose log says why"
-                )
-            return bare
-        if self.source is None:
-            self.source = ready.source = self._agreed(trainer, ready.source)
-            _log.info("the loss is %s", self.source.description)
-        return ready
+        if worst == ranks.FAILED != state:
+            self.notice(f"{otherwise}: it failed on another rank, whose log says why")
+        return prepared if worst == ranks.READY else None
 
-    def _agreed(self, trainer: Trainer, source: LossSource | None) -> LossSource:
-        """Return a source that is of one kind on all ranks, for they reduce alike."""
-        assert source is not None
-        given = self.loss_fn is not None or self.closure is not None
-        if given or ranks.worst(trainer, int(source.criterion is None)) == ranks.READY:
-            return source
-        return TRAINING_STEP
+    def _ready(self, trainer: Trainer, pl_module: LightningModule) -> Any:
+        """Return the shadow to measure; None while the probe waits for data."""
+        if self.probe.waits:
+            self.prepare_probe(trainer, pl_module)
+        return self._shadow(trainer, pl_module, runs=True) if self.probe.complete else None
+
+    def _checked_source(self, model: Any) -> LossSource:
+        batch = self.probe.batches[0]
+        source = self.source or acquire_loss(model, batch, self.loss_fn, self.closure)
+        check = partition if self.source is None else disagreement
+        changed = check(model, batch, source)
+        if changed:
+            self.remark(changed)
+        return source
+
+    def _agreed(self, trainer: Trainer, source: LossSource) -> LossSource:
+        """Return a source that is the same on all ranks, for they reduce alike."""
+        first, last = -ranks.worst(trainer, -source.place), ranks.worst(trainer, source.place)
+        return source if first == last else TRAINING_STEP
 
     def _shadow(self, trainer: Trainer, pl_module: LightningModule, runs: bool = False) -> Any:
         model, uncopied = quiet_shadow(trainer, pl_module)
@@ -191,14 +180,20 @@ class Session:
             self.remark(f"shared with the run, since they can't be copied: {', '.join(uncopied)}")
         return model
 
-    def end(self, trainer: Trainer) -> None:
-        """Write the summary of the run; warn of what was never measured."""
+    def end(self, trainer: Trainer, skipped: Mapping[str, str]) -> None:
+        """Write the summary of the run; warn of what was never measured.
+
+        Args:
+            trainer: the run's.
+            skipped: {observable: why it is not measured, or no longer}.
+        """
         if not self._rank_zero:
             return
         self.outlet.summarise(
             self.measurements,
             self.measuring_seconds,
             time.perf_counter() - self._started,
+            skipped,
             {
                 "steps": completed_updates(trainer),
                 "loss": self.source.description if self.source else "",
@@ -283,62 +278,3 @@ class Session:
 
 def _warn(text: str) -> None:
     warnings.warn(text, ThermoWarning, stacklevel=3)
-
-
-class Moment:
-    """One point of the run: the weights as they are, ready to be measured.
-
-    Attributes:
-        session: the run's.
-        step: completed updates.
-        trainer: the run's trainer, to read from.
-        pl_module: the run's module, to read parameters from.
-        model: its quiet shadow; None without the loss.
-        source: where the loss comes from; None if it was not asked for or can't be had.
-    """
-
-    def __init__(
-        self,
-        session: Session,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        model: Any = None,
-        source: LossSource | None = None,
-    ) -> None:
-        self.session = session
-        self.trainer = trainer
-        self.pl_module = pl_module
-        self.model = model
-        self.source = source
-        self.step = completed_updates(trainer)
-        self._risks: dict[int | None, Risk] = {}
-        self._scope = ExitStack()
-
-    @property
-    def has_loss(self) -> bool:
-        """Whether there is a risk to measure."""
-        return self.source is not None
-
-    def risk(self, examples: int | None) -> Risk:
-        """Return the risk over the first `examples` of the probe; all ranks' together.
-
-        Raises:
-            RuntimeError: the moment has no loss.
-        """
-        if self.source is None:
-            raise RuntimeError("this moment was prepared without the loss")
-        if examples not in self._risks:
-            share = None if examples is None else -(-examples // self.trainer.world_size)
-            risk = self.source.risk(
-                self.model, self.session.probe.part(share), ranks.process_group(self.trainer)
-            )
-            self._scope.enter_context(risk.frozen())
-            self._risks[examples] = risk
-        return self._risks[examples]
-
-    @contextmanager
-    def isolated(self) -> Iterator[None]:
-        """Measure with gradients on, each computed once; inside `quiet.undisturbed`."""
-        with torch.inference_mode(False), torch.enable_grad():
-            with ExitStack() as self._scope:
-                yield

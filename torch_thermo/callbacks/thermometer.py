@@ -7,10 +7,13 @@ from typing import Any
 
 from torch_thermo.callbacks._roots import LightningModule, Trainer
 from torch_thermo.callbacks.base import ThermoCallback
+from torch_thermo.callbacks.bulk_boundary import BulkBoundaryLoss
+from torch_thermo.callbacks.circuit_symmetry import CircuitSymmetry
 from torch_thermo.callbacks.gradient_symmetry import GradientSymmetry
 from torch_thermo.callbacks.hessian_spectrum import HessianSpectrum
 from torch_thermo.callbacks.order_parameter import PlasticityOrderParameter
 from torch_thermo.callbacks.probe import EXAMPLES, Source
+from torch_thermo.callbacks.reading import Part
 from torch_thermo.callbacks.schedule import Every
 from torch_thermo.callbacks.session import Session
 from torch_thermo.callbacks.weight_symmetry import WeightSymmetry
@@ -23,10 +26,11 @@ class Thermometer(ThermoCallback):
     `Thermometer()` is useful on any model. Its plan is deterministic:
 
     * the minibatch order parameter at every step;
-    * order parameter, risk, gradient and weight symmetry on the probe: 8 a decade of steps, the
-      first 50 epoch ends, the end;
+    * order parameter, risk, gradient and weight symmetry on the probe, bulk and boundary loss and
+      the exact sums over circuits on 128 of it: 8 a decade of steps, the first 50 epoch ends, the
+      end;
     * Hessian extremes on 128 of the probe: 4 a decade, the end;
-    * spectral densities on 128 of the probe: 1 a decade, the end.
+    * spectral densities on 128 of the probe, 20,000 circuits of 8: 1 a decade, the end.
 
     What a model does not allow is skipped with one notice that says why; the training goes on.
 
@@ -38,6 +42,9 @@ class Thermometer(ThermoCallback):
             Which measurements are left out then depends on the clock. None: the plan as it is.
         callbacks: measure these instead of the plan; probe and loss are this bundle's.
         seed: of the probe and of random vectors.
+        module: the part that bulk loss and circuits read, by its name below the module or itself;
+            a callback's own comes first. Default: the whole forward, else the only child with
+            parameters.
 
     Raises:
         ValueError: a budget outside (0, 1], no callbacks, two of one observable, or one with a
@@ -62,10 +69,11 @@ class Thermometer(ThermoCallback):
         budget: float | None = None,
         callbacks: Iterable[ThermoCallback] | None = None,
         seed: int = 0,
+        module: Part = None,
     ) -> None:
         if budget is not None:
             _check_budget(budget)
-        super().__init__(Every(steps=1), probe, None, loss_fn, closure, seed)
+        super().__init__(Every(steps=1), probe, None, loss_fn, closure, seed, module)
         self.budget = budget
         chosen = default_plan(seed) if callbacks is None else _checked(callbacks)
         for callback in chosen:
@@ -153,6 +161,8 @@ def default_plan(seed: int = 0) -> list[ThermoCallback]:
         GradientSymmetry(seed=seed),
         WeightSymmetry(seed=seed),
         HessianSpectrum(seed=seed),
+        BulkBoundaryLoss(seed=seed),
+        CircuitSymmetry(seed=seed),
     ]
 
 

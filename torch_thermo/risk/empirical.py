@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from torch_thermo.risk.batches import batch_size, describe, move, re_iterable
+from torch_thermo.risk.collective import entered
 from torch_thermo.risk.contexts import cuda_devices, is_reentrant, second_order, seed
 from torch_thermo.risk.parameters import only_device, select, vector_dtype
 
@@ -428,20 +429,7 @@ def _checked_weight(weight: float) -> float:
 def _reduce(
     local: Callable[[], tuple[Tensor, float]], group: Any, device: torch.device
 ) -> tuple[Tensor, float]:
-    import torch.distributed as dist
-
-    failure: Exception | None = None
-    total, weight = torch.zeros(0), 0.0
-    try:
-        total, weight = local()
-    except Exception as error:  # the collective must be entered whatever happened
-        failure = error
-    small = torch.tensor([weight, float(failure is not None)], dtype=torch.float64, device=device)
-    dist.all_reduce(small, group=group)
-    if failure is not None:
-        raise failure
-    if small[1]:
-        raise RuntimeError("the measurement stopped: another rank failed in it")
+    total, weight = entered(local, group, device)
     moved = total.to(device, copy=True)
-    dist.all_reduce(moved, group=group)
-    return moved.to(total.device), float(small[0])
+    torch.distributed.all_reduce(moved, group=group)
+    return moved.to(total.device), weight

@@ -1,0 +1,161 @@
+"""A loss of torch's that is called in training_step alone is found, and nothing else for it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torchmetrics import MeanMetric
+
+from tests.callbacks.support import Classifier, loader, make_trainer, notices
+from tests.callbacks.test_loss import (
+    Dictionary,
+    NoForward,
+    OnlyBatch,
+    Ramped,
+    Variadic,
+    batch,
+)
+from torch_thermo.callbacks import Every, PlasticityOrderParameter
+from torch_thermo.callbacks.loss import acquire_loss
+from torch_thermo.callbacks.quiet import quiet_shadow
+
+
+class Functional(Classifier):
+    """A loss of torch's, called in training_step alone."""
+
+    def __init__(self, loss: Any, outputs: int = 3, last: nn.Module | None = None) -> None:
+        super().__init__()
+        del self.criterion
+        self.net = nn.Sequential(nn.Linear(6, outputs), last or nn.Identity())
+        self.objective = loss
+
+    def training_step(self, batch, batch_idx):
+        return self.objective(self(batch[0]), batch[1])
+
+
+def classes_as(kind: str, examples: int = 12) -> Any:
+    x, y = batch(examples)
+    return x, {"classes": y, "numbers": y.float(), "column": y[:, None].float()}[kind]
+
+
+@pytest.mark.parametrize(
+    ("make", "targets", "taken"),
+    [
+        (lambda: Functional(F.cross_entropy), "classes", "F.cross_entropy"),
+        (lambda: Functional(F.nll_loss, 3, nn.LogSoftmax(1)), "classes", "F.nll_loss"),
+        (lambda: Functional(F.mse_loss, 1), "column", "F.mse_loss"),
+        (lambda: Functional(F.l1_loss, 1), "column", "F.l1_loss"),
+        (lambda: Functional(F.smooth_l1_loss, 1), "column", "F.smooth_l1_loss"),
+        (lambda: Functional(F.huber_loss, 1), "column", "F.smooth_l1_loss"),
+        # as steps squeeze and cast
+        (lambda: Functional(lambda o, t: F.mse_loss(o[:, 0], t), 1), "numbers", "F.mse_loss"),
+        (
+            lambda: Functional(
+                lambda o, t: F.binary_cross_entropy_with_logits(o[:, 0], (t > 0).float()), 1
+            ),
+            "numbers",
+            "training_step",
+        ),
+        (
+            lambda: Functional(
+                lambda o, t: F.binary_cross_entropy_with_logits(o[:, 0], t.float()), 1
+            ),
+            "classes",
+            "F.binary_cross_entropy_with_logits",
+        ),
+        # what is not quite one of them is not taken for it
+        (lambda: Functional(lambda o, t: 1.001 * F.mse_loss(o, t), 1), "column", "training_step"),
+        (
+            lambda: Functional(lambda o, t: F.cross_entropy(o, t, label_smoothing=0.1)),
+            "classes",
+            "training_step",
+        ),
+        # the value of cross entropy and half of its gradient
+        (
+            lambda: Functional(
+                lambda o, t: 0.5 * (F.cross_entropy(o, t) + F.cross_entropy(o.detach(), t))
+            ),
+            "classes",
+            "training_step",
+        ),
+    ],
+)
+def test_standard_losses(make, targets, taken):
+    module, given = make(), classes_as(targets)
+    source = acquire_loss(module, given, None, None)
+    words = taken if taken == "training_step" else f"{taken}(self(x), y), which equals"
+    assert source.description.startswith(words)
+    risk = source.risk(module, [given], None)
+    assert risk.structured == (taken != "training_step")
+    own = module.training_step(given, 0)
+    assert risk.value() == pytest.approx(float(own.detach()), rel=1e-6)
+    gradient = torch.autograd.grad(own, list(module.parameters()))
+    flat = torch.cat([g.flatten() for g in gradient])
+    torch.testing.assert_close(risk.gradient(), flat, rtol=1e-5, atol=1e-7)
+
+
+class HalfDetached(Classifier):
+    """The criterion's value, and not its gradient."""
+
+    def training_step(self, batch, batch_idx):
+        output = self(batch[0])
+        return self.criterion(0.5 * output + 0.5 * output.detach(), batch[1])
+
+
+def test_a_criterion_with_another_gradient_is_not_taken():
+    assert acquire_loss(HalfDetached(), batch(), None, None).description == "training_step"
+
+
+@pytest.mark.parametrize("kind", [NoForward, Dictionary, OnlyBatch, Variadic])
+def test_the_only_child_stands_for_a_forward(tmp_path, kind):
+    class Bare(kind):
+        def __init__(self):
+            super().__init__()
+            self.mean = MeanMetric()  # a child without parameters
+
+    trainer = make_trainer(tmp_path)
+    module = Bare()
+    trainer.fit(module, loader())
+    shadow, _ = quiet_shadow(trainer, module)
+    source = acquire_loss(shadow, batch(), None, None)
+    assert source.description.startswith("self.criterion(self.layer(x), y), which equals")
+    with torch.no_grad():
+        expected = module.criterion(module.layer(batch()[0]), batch()[1])
+    assert source.risk(shadow, [batch()], None).value() == pytest.approx(float(expected), rel=1e-6)
+    assert "forward" not in vars(module)
+
+
+class RampedStandard(Ramped):
+    def __init__(self):
+        super().__init__()
+        self.objective = self.criterion
+        del self.criterion
+
+    def training_step(self, batch, batch_idx):
+        self.criterion = F.cross_entropy
+        try:
+            return super().training_step(batch, batch_idx)
+        finally:
+            del self.criterion
+
+
+def test_a_standard_loss_that_ceases_to_be_the_trainings_is_told_once(tmp_path):
+    callback = PlasticityOrderParameter(Every(steps=1))
+    with notices() as told:
+        make_trainer(tmp_path, callback, max_epochs=1).fit(RampedStandard(), loader())
+    assert callback.stored().meta["loss"].startswith("F.cross_entropy(self(x), y)")
+    assert sum("F.cross_entropy(self(x), y) was training_step's loss" in text for text in told) == 1
+
+
+def test_acquisition_asks_once_a_run(tmp_path, monkeypatch):
+    asked = []
+    module = "torch_thermo.callbacks.session.acquire_loss"
+    monkeypatch.setattr(module, lambda *a: asked.append(1) or acquire_loss(*a))
+    callback = PlasticityOrderParameter(Every(steps=1))
+    make_trainer(tmp_path, callback, max_epochs=2).fit(Functional(F.cross_entropy), loader())
+    assert callback.session.measurements["order_parameter"] == 13
+    assert asked == [1]

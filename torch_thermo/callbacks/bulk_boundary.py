@@ -1,0 +1,113 @@
+"""The bulk and the boundary loss while a network trains."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import torch
+from torch import Tensor
+
+from torch_thermo.callbacks.base import ThermoCallback
+from torch_thermo.callbacks.moment import Measurement, Moment
+from torch_thermo.callbacks.order_parameter import often
+from torch_thermo.callbacks.probe import EXAMPLES, Source
+from torch_thermo.callbacks.reading import Part
+from torch_thermo.callbacks.schedule import Schedule
+from torch_thermo.observables.bulk_boundary import BulkBoundary, Method, bulk_boundary_loss
+from torch_thermo.risk import Closure, LossFn
+
+
+class BulkBoundaryLoss(ThermoCallback):
+    """Boundary loss of the outputs, and bulk loss with the hidden neurons free to give way.
+
+    Stored as `bulk_boundary`: bulk and boundary (means over the examples, in the units of the
+    loss), bulk_stderr and boundary_stderr (of those means), bulk_median and boundary_median (late
+    in training a few misclassified examples carry the means), ratio (mean bulk over mean boundary:
+    1 where the hidden layers can take up nothing of the error), converged (share of the examples
+    whose bulk loss is a minimum); bulk, boundary and converged of each example as arrays. The loss
+    is the one the model is trained with, of the form criterion(output, target); where it is not
+    known in that form, the bulk loss is skipped with one notice.
+
+    Vanchurin, *Towards a theory of machine learning*, eqs. 2.11, 3.1, 3.2 and Figs. 2, 3.
+
+    Args:
+        schedule: default 8 a decade of steps, the first 50 epoch ends and the end.
+        method: "logit" or "linear", see `observables.bulk_boundary_loss`.
+        module: the part to read, whose output is the model's: its name below the module, or
+            itself. Default: the whole forward, else the only child with parameters.
+        probe: see `ThermoCallback`.
+        examples: measure on so many of the probe's examples.
+        loss_fn, closure, seed: see `ThermoCallback`.
+
+    Raises:
+        ValueError: an unknown method, and see `ThermoCallback`.
+        TypeError: arguments of another kind.
+    """
+
+    observable = "bulk_boundary"
+    needs_model = True
+
+    def __init__(
+        self,
+        schedule: Schedule | None = None,
+        method: Method = "logit",
+        module: Part = None,
+        probe: Source = EXAMPLES,
+        examples: int | None = 128,
+        loss_fn: LossFn | None = None,
+        closure: Closure | None = None,
+        seed: int = 0,
+    ) -> None:
+        if method not in get_args(Method):
+            raise ValueError(f"method must be of {sorted(get_args(Method))}, got {method!r}")
+        schedule = often() if schedule is None else schedule
+        super().__init__(schedule, probe, examples, loss_fn, closure, seed, module)
+        self.method: Method = method
+
+    def measure(self, moment: Moment) -> Measurement:
+        """Measure both losses of each example.
+
+        Raises:
+            UnreadableNetworkError: the part is no network that is read.
+            TypeError: its output is not the model's, the loss is not known as a function of it, or
+                the targets are no tensor.
+            FloatingPointError: the boundary loss is not finite.
+        """
+        table = moment.table(lambda: self._rows(moment), self.examples)
+        found = BulkBoundary(table[:, 0], table[:, 1], table[:, 2] > 0, self.method)
+        if not bool(torch.isfinite(found.boundary).all()):
+            raise FloatingPointError("the loss of an example is not finite")
+        return Measurement(
+            {
+                "bulk": found.bulk_mean,
+                "boundary": found.boundary_mean,
+                "bulk_stderr": found.bulk_stderr,
+                "boundary_stderr": found.boundary_stderr,
+                "bulk_median": found.bulk_median,
+                "boundary_median": found.boundary_median,
+                "ratio": found.ratio,
+                "converged": found.converged_share,
+            },
+            arrays={
+                "bulk": found.bulk.numpy(),
+                "boundary": found.boundary.numpy(),
+                "converged": found.converged.numpy(),
+            },
+        )
+
+    def _rows(self, moment: Moment) -> Tensor:
+        """Return bulk, boundary and convergence of this rank's examples."""
+        reading = moment.reading(self.part, self.examples)
+        if not reading.last:
+            raise TypeError(
+                f"the bulk loss needs the part whose output is the model's, and {self.part} is "
+                "followed by others: name by module= one that contains all up to the output"
+            )
+        assert moment.source is not None  # needs_loss
+        loss_fn = moment.source.function(moment.model, "the bulk loss")
+        if reading.targets is None:
+            raise TypeError("the bulk loss needs a tensor of targets, one entry an example")
+        found = bulk_boundary_loss(
+            reading.network, reading.inputs, reading.targets, loss_fn, self.method
+        )
+        return torch.stack([found.bulk, found.boundary, found.converged.double()], 1)
