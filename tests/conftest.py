@@ -29,7 +29,7 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "*_properties.py": ("hypothesis",),
     "reference/*": ("scipy", "pyhessian", "curvlinops"),
     "figures/*": ("matplotlib",),
-    "test_dashboard*.py": ("matplotlib", "tensorboard"),
+    "dashboard/*": ("matplotlib", "tensorboard"),
     "callbacks/*": LIGHTNING,
     "papers/*": LIGHTNING,
     "test_cli*.py": (*LIGHTNING, "jsonargparse", "rich"),

@@ -205,8 +205,8 @@ def skeleton(tmp_path: Path) -> Path:
     """A package of empty files under the project's rules."""
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     package = tmp_path / "torch_thermo"
-    folders = "callbacks figures observables operators papers spectra".split()
-    files = "cli dashboard data isolation network risk store symmetry".split()
+    folders = "callbacks dashboard figures observables operators papers spectra".split()
+    files = "cli data isolation network risk store symmetry".split()
     for name in ["", *folders]:
         (package / name).mkdir()
         (package / name / "__init__.py").touch()
@@ -228,7 +228,7 @@ def test_rules_allow_what_the_architecture_draws(skeleton: Path) -> None:
         "operators/two.py": "import torch_thermo.spectra, torch",
         "observables/one.py": "import torch_thermo.operators, torch_thermo.figures",
         "figures/one.py": "def draw():\n    import matplotlib.pyplot",
-        "dashboard.py": "def draw():\n    import matplotlib.pyplot",
+        "dashboard/one.py": "def draw():\n    import matplotlib.pyplot",
         "callbacks/one.py": "import lightning, pytorch_lightning, torch_thermo.observables",
         "papers/one.py": "import pytorch_lightning, torch_thermo.callbacks",
         "cli.py": "import pytorch_lightning, torch_thermo.papers, torch_thermo",
@@ -248,7 +248,7 @@ def test_rules_allow_what_the_architecture_draws(skeleton: Path) -> None:
         ("floors", "store.py", "from torch_thermo import Risk"),
         ("floors", "without_a_floor.py", ""),
         ("lightning", "observables/one.py", "import pytorch_lightning"),
-        ("lightning", "dashboard.py", "def draw():\n    from lightning.pytorch import Trainer"),
+        ("lightning", "dashboard/one.py", "def draw():\n    from lightning.pytorch import Trainer"),
         ("matplotlib", "callbacks/one.py", "import matplotlib.pyplot"),
         ("matplotlib", "cli.py", "def show():\n    from matplotlib import pyplot"),
         ("spectra and symmetry", "spectra/one.py", "import torch_thermo.operators"),

@@ -248,8 +248,8 @@ assert "matplotlib.pyplot" not in sys.modules
 
 def test_legend_columns_follow_the_width_of_what_is_seen():
     assert style._letters(r"$\|\nabla R\|^2$, probe") == len("xxRx2, probe")
-    assert style._columns(["ab", "cd", "ef"], 5.2) == 3
-    assert style._columns(["a" * 60, "b" * 60], 5.2) == 1
+    assert style.legend_columns(["ab", "cd", "ef"], 5.2) == 3
+    assert style.legend_columns(["a" * 60, "b" * 60], 5.2) == 1
 
 
 def test_every_panel_name_is_offered():

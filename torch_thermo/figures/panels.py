@@ -1,4 +1,4 @@
-"""Panels: curves over steps, the density of a spectral measure, histograms.
+"""Panels: curves over steps, histograms.
 
 Each comes twice: ``draw_...`` fills a panel of a figure, the plain name makes a figure of one
 panel. Both take stored numbers. What is not finite is left out, and a panel without anything to
@@ -7,18 +7,15 @@ show says so.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike
 
 from torch_thermo.figures import style
-from torch_thermo.figures.scale import DECADES, Floats, Scale, set_scale
-from torch_thermo.spectra.spectral_measure import SpectralMeasure
+from torch_thermo.figures.scale import Floats, Scale, set_scale
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,16 +24,15 @@ if TYPE_CHECKING:
 __all__ = [
     "Curve",
     "curves",
-    "density",
+    "draw_counts",
     "draw_curves",
-    "draw_density",
     "draw_histogram",
     "histogram",
 ]
 
+NULL = "floor: random signs"
+_OPEN: dict[str, Any] = {"markersize": 3, "markerfacecolor": "white", "linewidth": 1.0}
 MARKED = 120  # curves of more points than this are drawn without markers
-GRID = 2401
-BAND = "± standard error"
 
 
 @dataclass(frozen=True)
@@ -51,6 +47,7 @@ class Curve:
         high: ``(n,)``, upper edge.
         band: what the band is, for the legend: "95 % interval", "standard error"; named once.
         faint: drawn as a cloud of small points, as background to the other curves.
+        null: ``(n,)``, what chance alone gives: a thin dotted line of the same colour.
 
     Raises:
         ValueError: the arrays differ in length, or a band lacks an edge or its name.
@@ -63,14 +60,15 @@ class Curve:
     high: ArrayLike | None = None
     band: str | None = None
     faint: bool = False
+    null: ArrayLike | None = None
 
     def __post_init__(self) -> None:
         """Check the lengths and the band."""
         given = [self.low is not None, self.high is not None, self.band is not None]
         if any(given) != all(given):
             raise ValueError(f"curve {self.label!r}: a band needs low, high and band, all three")
-        arrays = [a for a in (self.x, self.y, self.low, self.high) if a is not None]
-        sizes = [np.shape(a) for a in arrays]
+        arrays = (self.x, self.y, self.low, self.high, self.null)
+        sizes = [np.shape(a) for a in arrays if a is not None]
         if any(len(size) != 1 or size != sizes[0] for size in sizes):
             raise ValueError(f"curve {self.label!r}: x, y and band must be (n,), got {sizes}")
 
@@ -111,6 +109,10 @@ def draw_curves(
         width: of the panel in inches, for the legend's rows.
     """
     finite = [curve.finite() for curve in series]
+    nulls = [
+        Curve(NULL, curve.x, curve.null).finite()[:2] if curve.null is not None else ((), ())
+        for curve in series
+    ]
     bands: set[str | None] = set()
     for index, (curve, (x, y, low, high)) in enumerate(zip(series, finite, strict=True)):
         if len(x) == 0:
@@ -126,15 +128,21 @@ def draw_curves(
         if len(x) > MARKED:
             look |= {"marker": None, "linestyle": "-"}
         axes.plot(x, y, label=curve.label, linewidth=1.5, markersize=4, zorder=2.5, **look)
+        if len(nulls[index][0]):
+            thin = {**look, "linestyle": ":", **_OPEN}
+            axes.plot(*nulls[index], zorder=2.2, **thin)
     axes.set_xlabel(xlabel, fontsize=style.TEXT)
     axes.set_ylabel(ylabel, fontsize=style.TEXT)
     if not any(len(x) for x, _, _, _ in finite):
-        _say_empty(axes, title)
+        say_empty(axes, title)
         return
     if zero_line:
         axes.axhline(0.0, color=style.INK, linewidth=0.8, zorder=1.5)
     set_scale(axes, "x", xscale, np.concatenate([x for x, _, _, _ in finite]), threshold=1.0)
-    set_scale(axes, "y", yscale, np.concatenate([y for _, y, _, _ in finite]))
+    heights = [*(y for _, y, _, _ in finite), *(y for _, y in nulls)]
+    set_scale(axes, "y", yscale, np.concatenate(heights))
+    if any(len(x) for x, _ in nulls):
+        axes.plot([], [], ":", color=style.INK, marker="o", **_OPEN, label=NULL)
     style.legend(axes, title, width)
 
 
@@ -165,97 +173,6 @@ def curves(
     return figure
 
 
-def draw_density(
-    axes: Axes,
-    measures: Sequence[tuple[str, SpectralMeasure]],
-    *,
-    sigma: float | None = None,
-    xscale: Scale = "signed log",
-    xlabel: str = r"eigenvalue $\lambda$",
-    title: str | None = None,
-    width: float = 5.2,
-) -> None:
-    r"""Draw smoothed spectral densities into a panel, on a logarithmic axis.
-
-    ``rho(lambda) = sum_i w_i N(lambda - node_i; sigma^2)``, averaged over the probes; the band is
-    the standard error over probes. The axis ends a little below the height of one eigenvalue,
-    ``1 / (n sigma sqrt(2 pi))``, under which a density of n eigenvalues has no meaning.
-
-    Args:
-        axes: the panel.
-        measures: pairs of a label and a measure.
-        sigma: width of the Gaussians; by default 1 % of each measure's largest ``|node|``.
-            The zero operator is a mark at 0 and says so in the legend.
-        xscale: ``"signed log"`` or ``"linear"``.
-        xlabel: quantity and unit.
-        title: of the panel.
-        width: of the panel in inches, for the legend's rows.
-
-    Raises:
-        ValueError: ``sigma`` is not above 0.
-    """
-    if sigma is not None and not sigma > 0:
-        raise ValueError(f"sigma must be above 0, got {sigma}")
-    axes.set_xlabel(xlabel, fontsize=style.TEXT)
-    axes.set_ylabel(r"density $\rho(\lambda)$", fontsize=style.TEXT)
-    reach = [_reach(measure) for _, measure in measures]
-    if not reach:
-        _say_empty(axes, title)
-        return
-    narrowest = min((r for r in reach if r > 0), default=1.0)
-    widths = [sigma or 0.01 * (r or narrowest) for r in reach]
-    edge = max(r + 4 * w for r, w in zip(reach, widths, strict=True))
-    threshold = max(min(widths), edge * 10.0**-DECADES)
-    grid = _signed_grid(edge, threshold) if xscale != "linear" else np.linspace(-edge, edge, GRID)
-    floor, top = math.inf, 0.0
-    zeros = []
-    for index, ((label, measure), spread) in enumerate(zip(measures, widths, strict=True)):
-        look = style.series_style(index)
-        if reach[index] == 0:
-            zeros.append((label, look))
-            continue
-        values, stderr = measure.density(torch.from_numpy(grid), spread)
-        mean, error = values.numpy(), stderr.numpy()
-        lowest = 0.3 / (measure.dimension * spread * math.sqrt(2 * math.pi))
-        floor, top = min(floor, lowest), max(top, float(mean.max()))
-        if measure.nodes.shape[0] > 1:
-            low = np.maximum(mean - error, lowest / 100)
-            name = BAND if BAND not in axes.get_legend_handles_labels()[1] else None
-            axes.fill_between(
-                grid, low, mean + error, color=look["color"], alpha=0.2, linewidth=0, label=name
-            )
-        axes.plot(
-            grid, mean, label=label, linewidth=1.5, markersize=4, markevery=GRID // 24, **look
-        )
-    if top == 0:
-        floor, top = 0.1, 1.0
-    for label, look in zeros:
-        # All mass in one point: no width to draw, a mark at the top of the axis.
-        look |= {"linestyle": "none"}
-        axes.plot([0.0], [top], label=f"{label}: all eigenvalues 0", markersize=8, **look)
-    axes.set_yscale("log")
-    axes.set_ylim(floor, 3 * top)
-    set_scale(axes, "x", xscale, grid, threshold)
-    axes.axvline(0.0, color=style.INK, linewidth=0.8, zorder=1.5)
-    style.legend(axes, title, width)
-
-
-def density(
-    measures: Sequence[tuple[str, SpectralMeasure]],
-    *,
-    sigma: float | None = None,
-    xscale: Scale = "signed log",
-    xlabel: str = r"eigenvalue $\lambda$",
-    title: str | None = None,
-    caption: str | None = None,
-) -> Figure:
-    """A figure of spectral densities; arguments as :func:`draw_density`, and a caption below."""
-    figure, (axes,) = style.new_figure()
-    draw_density(axes, measures, sigma=sigma, xscale=xscale, xlabel=xlabel, title=title)
-    style.caption(figure, caption)
-    return figure
-
-
 def draw_histogram(
     axes: Axes,
     samples: Sequence[tuple[str, ArrayLike]],
@@ -280,23 +197,48 @@ def draw_histogram(
     """
     if bins < 1:
         raise ValueError(f"bins must be at least 1, got {bins}")
-    axes.set_xlabel(xlabel, fontsize=style.TEXT)
-    axes.set_ylabel("probability density", fontsize=style.TEXT)
     arrays = [(label, np.ravel(np.asarray(values, np.float64))) for label, values in samples]
     kept = [(label, values[np.isfinite(values)]) for label, values in arrays]
     kept = [(label, values) for label, values in kept if values.size]
-    if not kept:
-        _say_empty(axes, title)
+    together = [values for _, values in kept] or [np.zeros(0)]
+    edges = np.histogram_bin_edges(np.concatenate(together), bins)
+    counted = [(label, np.histogram(values, edges)[0], edges) for label, values in kept]
+    draw_counts(axes, counted, xlabel=xlabel, yscale=yscale, title=title)
+
+
+def draw_counts(
+    axes: Axes,
+    counted: Sequence[tuple[str, ArrayLike, ArrayLike]],
+    *,
+    xlabel: str = "value",
+    yscale: Scale = "log",
+    title: str | None = None,
+    width: float = 5.2,
+) -> None:
+    """Draw counted histograms into a panel, as outlines, each of total area 1.
+
+    Args:
+        axes: the panel.
+        counted: a label, counts ``(n,)`` and edges ``(n + 1,)`` of each.
+        xlabel: quantity and unit.
+        yscale: ``"log"`` or ``"linear"``.
+        title: of the panel.
+        width: of the panel in inches, for the legend's rows.
+    """
+    axes.set_xlabel(xlabel, fontsize=style.TEXT)
+    axes.set_ylabel("probability density", fontsize=style.TEXT)
+    if not counted:
+        say_empty(axes, title)
         return
-    edges = np.histogram_bin_edges(np.concatenate([values for _, values in kept]), bins)
-    for index, (label, values) in enumerate(kept):
+    for index, (label, counts, edges) in enumerate(counted):
         look = style.series_style(index)
-        heights, _ = np.histogram(values, edges, density=True)
+        counts, edges = np.asarray(counts, np.float64), np.asarray(edges, np.float64)
+        heights = counts / counts.sum() / np.diff(edges)
         axes.stairs(
             heights, edges, label=label, color=look["color"], linestyle=look["linestyle"], lw=1.5
         )
     axes.set_yscale("log" if yscale != "linear" else "linear")
-    style.legend(axes, title)
+    style.legend(axes, title, width)
 
 
 def histogram(
@@ -321,11 +263,12 @@ def _draw_points(axes: Axes, x: Floats, y: Floats, label: str, color: str) -> No
     axes.plot([], [], linestyle="none", marker=".", markersize=6, color=color, label=label)
 
 
-def _say_empty(axes: Axes, title: str | None) -> None:
+def say_empty(axes: Axes, title: str | None, reason: str = "no finite measurement") -> None:
+    """Make a panel that has nothing to show say why."""
     axes.text(
         0.5,
         0.5,
-        "no finite measurement",
+        reason,
         transform=axes.transAxes,
         ha="center",
         va="center",
@@ -335,17 +278,3 @@ def _say_empty(axes: Axes, title: str | None) -> None:
     axes.set_xticks([])
     axes.set_yticks([])
     style.panel_title(axes, title)
-
-
-def _reach(measure: SpectralMeasure) -> float:
-    """The largest ``|node|`` that has weight; 0 for the zero operator."""
-    return float(measure.nodes[measure.weights > 0].abs().max())
-
-
-def _signed_grid(edge: float, threshold: float) -> Floats:
-    """Points from ``-edge`` to ``edge``, even below the threshold and geometric beyond it."""
-    side = GRID // 2
-    inner = np.linspace(0.0, threshold, side // 4, endpoint=False)
-    outer = np.geomspace(threshold, edge, side - side // 4 + 1)
-    half = np.concatenate([inner, outer])
-    return np.concatenate([-half[:0:-1], half])

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import re
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -22,7 +24,9 @@ __all__ = [
     "MARKERS",
     "OKABE_ITO",
     "caption",
+    "figure_legend",
     "legend",
+    "legend_columns",
     "new_figure",
     "panel_title",
     "render",
@@ -47,12 +51,16 @@ def series_style(index: int) -> dict[str, Any]:
     return {
         "color": OKABE_ITO[index % len(OKABE_ITO)],
         "marker": MARKERS[index % len(MARKERS)],
-        "linestyle": DASHES[index % len(DASHES)],
+        "linestyle": DASHES[(index + index // len(DASHES)) % len(DASHES)],  # the eighth is new
     }
 
 
 def new_figure(
-    width: float = 6.0, height: float = 4.0, rows: int = 1, columns: int = 1
+    width: float = 6.0,
+    height: float = 4.0,
+    rows: int = 1,
+    columns: int = 1,
+    heights: Sequence[float] | None = None,
 ) -> tuple[Figure, list[Axes]]:
     """An empty figure in our look.
 
@@ -61,6 +69,7 @@ def new_figure(
         height: in inches.
         rows: of panels.
         columns: of panels.
+        heights: of the rows, relative to each other; by default all the same.
 
     Returns:
         The figure and its panels, row by row.
@@ -72,11 +81,12 @@ def new_figure(
         figsize=(width, height), dpi=DOTS_PER_INCH, layout="constrained", facecolor="white"
     )
     FigureCanvasAgg(figure)
-    panels: list[Axes] = list(np.ravel(figure.subplots(rows, columns, squeeze=False)))
+    grid = figure.subplots(rows, columns, squeeze=False, height_ratios=heights)
+    panels: list[Axes] = list(np.ravel(grid))
     for axes in panels:
         axes.grid(True, color="#dddddd", linewidth=0.6)
         axes.set_axisbelow(True)
-        axes.tick_params(labelsize=SMALL, colors=INK)
+        axes.tick_params(which="both", labelsize=SMALL, colors=INK)
         for side in ("top", "right"):
             axes.spines[side].set_visible(False)
     return figure, panels
@@ -105,7 +115,7 @@ def legend(axes: Axes, title: str | None = None, width: float = 5.2) -> None:
     if not entries:
         panel_title(axes, title)
         return
-    columns = _columns([str(label) for _, label in entries], width)
+    columns = legend_columns([str(label) for _, label in entries], width)
     # matplotlib fills a legend column by column; readers read row by row.
     by_column = [entry for column in range(columns) for entry in entries[column::columns]]
     axes.legend(
@@ -127,7 +137,25 @@ def legend(axes: Axes, title: str | None = None, width: float = 5.2) -> None:
     )
 
 
-def _columns(labels: list[str], width: float) -> int:
+def figure_legend(
+    figure: Figure, handles: Sequence[Artist], labels: Sequence[str], columns: int
+) -> None:
+    """One legend for all panels of a figure, above them, read row by row."""
+    order = [place for column in range(columns) for place in range(column, len(labels), columns)]
+    figure.legend(
+        [handles[place] for place in order],
+        [labels[place] for place in order],
+        loc="outside upper left",
+        ncols=columns,
+        frameon=False,
+        fontsize=SMALL,
+        labelcolor=INK,
+        handlelength=2.6,
+        columnspacing=1.4,
+    )
+
+
+def legend_columns(labels: Sequence[str], width: float) -> int:
     """The most columns whose widest labels fit: 0.067 inch a letter, 0.55 a handle."""
     for columns in range(len(labels), 1, -1):
         widest = [max(_letters(label) for label in labels[c::columns]) for c in range(columns)]
