@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from torch_thermo.papers import demo, recipes
 from torch_thermo.papers.demo import DemoRun
-from torch_thermo.store import Series
+from torch_thermo.store.quantities import measured
 
 EPOCHS, TRAIN, TEST = 6, 32, 24
 STEPS = EPOCHS  # batches of 32
@@ -206,6 +205,45 @@ def test_tensorboard_reads_what_the_store_holds(done):
     assert "custom_scalars__config__" in events.Tags()["tensors"]
 
 
+def test_bulk_and_boundary_loss_are_those_of_the_final_checkpoint(done):
+    network, criterion, batches = final(done)
+    inputs, targets = joined(batches, 128)
+    with torch.no_grad():
+        losses = [
+            float(criterion(network(x[None]), y[None]))
+            for x, y in zip(inputs, targets, strict=True)
+        ]
+    arrays = done.run.arrays("bulk_boundary", STEPS)
+    np.testing.assert_allclose(arrays["boundary"], losses, rtol=1e-4, atol=1e-6)
+    assert last(done, "bulk_boundary/boundary") == pytest.approx(np.mean(losses), rel=1e-5)
+    assert last(done, "bulk_boundary/bulk") == pytest.approx(np.mean(arrays["bulk"]), rel=1e-12)
+    assert (arrays["bulk"] <= arrays["boundary"]).all()
+    assert 0.01 < last(done, "bulk_boundary/ratio") < 0.99
+    assert last(done, "bulk_boundary/converged") == 1.0
+
+
+def test_circuits_are_those_of_the_final_checkpoint(runs):
+    done = runs["vgg"]
+    network, _, batches = final(done)
+    inputs, targets = joined(batches, 128)
+    with torch.no_grad():
+        outputs = network(inputs)
+    arrays = done.run.arrays("circuit_symmetry", STEPS)
+    np.testing.assert_allclose(arrays["output"], outputs.numpy(), rtol=1e-9)
+    share = float((outputs * targets > 0).double().mean())
+    assert last(done, "circuit_symmetry/positive") == pytest.approx(share, abs=1e-12)
+    assert last(done, "circuit_sample/n") == 20_000
+
+
+def test_what_the_tanh_network_has_no_circuits_for_is_said(runs):
+    skipped = runs["tanh"].run.meta["skipped"]
+    assert set(skipped) == {"circuit_symmetry", "circuit_sample"}
+    assert all("(Tanh)" in reason for reason in skipped.values())
+    assert runs["vgg"].run.meta["skipped"] == {}
+    caption = str(demo.summary_table(runs["tanh"]).caption)
+    assert "skipped: circuit_symmetry, circuit_sample, because network.layers.1 (Tanh)" in caption
+
+
 def test_accuracies_are_those_of_the_final_weights_on_held_out_images(done):
     network, _, _ = final(done)
     inputs, targets = (t.double() for t in done.recipe.test.tensors)
@@ -221,8 +259,21 @@ def test_accuracies_are_those_of_the_final_weights_on_held_out_images(done):
 
 def test_figures_and_table(runs):
     folder = runs["tanh"].log_dir.parents[1] / "figures"
-    kinds = ("order_parameter", "hessian_edges", "hessian_density", "sign_balance")
-    expected = {f"{net}_{kind}.png" for net in ("tanh", "vgg") for kind in kinds} | {"overview.png"}
+    kinds = {
+        "bulk_boundary",
+        "gradient_ridgeline",
+        "hessian_density",
+        "hessian_edges",
+        "hessian_ridgeline",
+        "order_against_risk",
+        "order_parameter",
+        "sign_balance",
+        "w_sym",
+        "weight_ridgeline",
+    }
+    circuits = {"circuit_sample", "circuits", "positive_share"}
+    expected = {f"tanh_{kind}.png" for kind in kinds} | {"overview.png"}
+    expected |= {f"vgg_{kind}.png" for kind in kinds | circuits}
     assert {path.name for path in folder.iterdir()} == expected
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in folder.iterdir())
     table = demo.summary_table(runs["tanh"])
@@ -233,18 +284,10 @@ def test_figures_and_table(runs):
     assert first == f"{values[0]:.3g}"
     assert final_value == f"{values[-1]:.3g}"
     assert f"order_parameter_minibatch {STEPS}" in str(table.caption)
-    assert len(rows) == 9
+    assert list(rows) == [quantity.label for quantity in measured([runs["tanh"].run])]
 
 
 def test_a_bad_number_of_epochs_is_refused_before_anything_is_written(tmp_path):
     with pytest.raises(ValueError, match="epochs must be at least 1, got 0"):
         demo.run_demo(tmp_path / "out", "mnist5k", epochs=0)
     assert not (tmp_path / "out").exists()
-
-
-def test_what_is_undefined_is_said_and_not_replaced_by_an_older_value():
-    values = np.array([1.0, -3.0, math.nan])
-    series = Series(np.array([0, 10, 1000]), values, np.full(3, math.nan))
-    assert demo._summary(series) == ("1", "undefined", "-3", "10", "2")
-    nothing = Series(np.array([0]), np.array([math.nan]), np.array([math.nan]))
-    assert demo._summary(nothing) == ("undefined", "undefined", "", "", "0")

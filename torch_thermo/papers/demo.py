@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import RichProgressBar
@@ -24,24 +23,13 @@ from torch.utils.data import DataLoader
 from torch_thermo import data, figures
 from torch_thermo.callbacks import Thermometer
 from torch_thermo.papers.recipes import Classifier, Recipe, tanh_recipe, vgg_recipe
-from torch_thermo.store import Run, Series
+from torch_thermo.papers.show import run_table, run_title
+from torch_thermo.store import Run
 
 __all__ = ["DemoRun", "draw", "run_demo", "summary_table"]
 
 # The demo is to end within minutes on two cores, whatever data it is given.
 MOST_TRAIN, MOST_TEST = 4000, 1000
-
-_SUMMARY = (
-    ("||grad R||^2, probe", "order_parameter/value"),
-    ("||grad R||^2, minibatch", "order_parameter_minibatch/value"),
-    ("risk R, probe", "order_parameter/risk"),
-    ("Hessian: lambda_max", "hessian_extremes/lambda_max"),
-    ("Hessian: lambda_min", "hessian_extremes/lambda_min"),
-    ("Hessian: asymmetry odd3", "hessian_density/odd3"),
-    ("functional part: odd3", "functional_density/odd3"),
-    ("weights: sign balance", "weight_symmetry/sign_balance"),
-    ("gradient: sign balance", "gradient_symmetry/sign_balance"),
-)
 
 
 @dataclass(frozen=True)
@@ -190,15 +178,35 @@ def _notes(thermometer: Thermometer, available: int) -> dict[str, str]:
     """On what and how each figure's observable was measured."""
     members: dict[str, Any] = {member.observable: member for member in thermometer.members()}
     probe = min(thermometer.session.probe.examples, available)
+
+    def examples(observable: str) -> str:
+        return f"{min(members[observable].examples or probe, probe)} training examples"
+
     extremes, density = members["hessian_extremes"], members["hessian_density"]
+    sample = members["circuit_sample"]
+    whole = f"Probe: {probe} training examples."
+    spectral = (
+        f"{examples('hessian_density')}, Lanczos with m = {density.steps}, k = {density.probes}."
+    )
+    circuits = f"{examples('circuit_symmetry')}, sums over all alive circuits of each."
+    descriptive = (
+        f"Gradient on a probe of {probe} training examples; entries depend on each other, so the "
+        "interval is descriptive."
+    )
     return {
-        "order_parameter": f"Probe: {probe} training examples.",
-        "hessian_edges": f"{min(extremes.examples, probe)} training examples, "
-        f"Lanczos with m = {extremes.steps}, k = 1.",
-        "hessian_density": f"{min(density.examples, probe)} training examples, "
-        f"Lanczos with m = {density.steps}, k = {density.probes}.",
-        "sign_balance": f"Gradient on a probe of {probe} training examples; entries depend on "
-        "each other, so the interval is descriptive.",
+        "bulk_boundary": f"{examples('bulk_boundary')}, method {members['bulk_boundary'].method}.",
+        "order_parameter": whole,
+        "order_against_risk": whole,
+        "hessian_edges": f"{examples('hessian_extremes')}, Lanczos with m = {extremes.steps}, "
+        "k = 1.",
+        "hessian_density": spectral,
+        "hessian_ridgeline": spectral,
+        "gradient_ridgeline": whole,
+        "sign_balance": descriptive,
+        "w_sym": f"Gradient on a probe of {probe} training examples.",
+        "circuits": circuits,
+        "positive_share": circuits,
+        "circuit_sample": f"{sample.paths:,} alive circuits of {examples('circuit_sample')}.",
     }
 
 
@@ -238,38 +246,8 @@ def summary_table(done: DemoRun) -> Table:
     Args:
         done: a finished training.
     """
-    meta = done.run.meta
-    spent: Mapping[str, float] = meta["seconds"]["measuring"]
-    table = Table(
-        title=f"{done.recipe.title}: {int(meta['steps']):,} steps, accuracy "
-        f"{done.accuracy['train']:.1%} on training and {done.accuracy['test']:.1%} on held-out "
-        f"images, {meta['seconds']['training']:.0f} s training, {sum(spent.values()):.0f} s "
-        "measuring",
-        title_justify="left",
-        title_style="bold",
+    return run_table(
+        f"{run_title(done.recipe.title, done.run)}, accuracy {done.accuracy['train']:.1%} on "
+        f"training and {done.accuracy['test']:.1%} on held-out images",
+        done.run,
     )
-    table.add_column("quantity", overflow="fold")
-    for column in ("first", "last", "extreme", "at step", "points"):
-        table.add_column(column, justify="right", no_wrap=True)
-    for label, name in _SUMMARY:
-        if name in done.run.names:
-            table.add_row(label, *_summary(done.run.series(name)))
-    counts: Mapping[str, int] = meta["measurements"]
-    table.caption = "measurements: " + ", ".join(
-        f"{name} {count:,} in {spent.get(name, 0.0):.1f} s" for name, count in counts.items()
-    )
-    table.caption_justify = "left"
-    return table
-
-
-def _summary(series: Series) -> tuple[str, str, str, str, str]:
-    """First, last and extreme value, the extreme's step, and how many are finite."""
-    finite = np.flatnonzero(np.isfinite(series.values))
-    if finite.size == 0:
-        return "undefined", "undefined", "", "", "0"
-    extreme = int(finite[np.argmax(np.abs(series.values[finite]))])
-    first, last, largest = (
-        f"{value:.3g}" if np.isfinite(value) else "undefined"
-        for value in series.values[[0, -1, extreme]]
-    )
-    return first, last, largest, f"{series.steps[extreme]:,}", f"{finite.size:,}"

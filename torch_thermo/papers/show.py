@@ -118,10 +118,21 @@ def run_table(title: str, run: Run, quantities: Sequence[Quantity] | None = None
             table.add_row(Text(row.label), *values, *extreme, f"{summary.points:,}")
     counts: Mapping[str, int] = run.meta.get("measurements", {})
     spent: Mapping[str, float] = run.meta.get("seconds", {}).get("measuring", {})
+    lines = []
     if counts:
-        table.caption = "measurements: " + ", ".join(
-            f"{name} {count:,} in {spent.get(name, 0.0):.1f} s" for name, count in counts.items()
+        lines.append(
+            "measurements: "
+            + ", ".join(
+                f"{name} {count:,} in {spent.get(name, 0.0):.1f} s"
+                for name, count in counts.items()
+            )
         )
+    skipped: Mapping[str, str] = run.meta.get("skipped", {})
+    for reason in dict.fromkeys(skipped.values()):
+        names = [name for name, why in skipped.items() if why == reason]
+        lines.append(f"skipped: {', '.join(names)}, because {reason}")
+    if lines:
+        table.caption = Text("\n".join(lines))
         table.caption_justify = "left"
     return table
 
