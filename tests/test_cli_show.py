@@ -45,7 +45,7 @@ def shown(capsys, *arguments) -> str:
     return captured.out
 
 
-def refused(capsys, *arguments, status=1) -> str:
+def refused(capsys, *arguments, status=2) -> str:
     assert cli.main(["show", *map(str, arguments)]) == status
     captured = capsys.readouterr()
     assert captured.err.startswith("error: ")
@@ -117,7 +117,7 @@ def test_more_runs_than_fit_are_cut_into_tables(tmp_path):
 
 def test_chosen_quantities_alone(sweep, tmp_path, capsys):
     out = tmp_path / "out"
-    text = shown(capsys, sweep, "--quantities", "weight_symmetry/l*", "order_parameter/risk",
+    text = shown(capsys, sweep, "--quantities", "weight_symmetry/l*,order_parameter/risk",
                  "--out", out)  # fmt: skip
     assert pictures(out) == {"quantities.png"}
     assert "grad R" not in text
@@ -190,13 +190,11 @@ def test_what_is_no_run_is_refused(sweep, tmp_path, capsys):
     (tmp_path / "folder").mkdir()
     assert "folder holds no stored measurements" in refused(capsys, tmp_path / "folder")
     run = sweep / "lr0.1"
-    assert "the same run twice: " in refused(capsys, run, run)
-    assert "the same run twice: " in refused(capsys, sweep, run / "version_0" / "thermo")
     assert "matches 'foo'; there are those of order_parameter, weight_symmetry" in refused(
         capsys, run, "--quantities", "foo"
     )
-    assert "runs" in refused(capsys, status=2)
-    assert "--colour" in refused(capsys, run, "--colour", "red", status=2)
+    assert "runs" in refused(capsys)
+    assert "--colour" in refused(capsys, run, "--colour", "red")
     header = run / "version_0" / "thermo" / "run.json"
     header.write_text(json.dumps({**json.loads(header.read_text()), "version": 99}))
     assert "upgrade torch-thermo" in refused(capsys, run)
@@ -229,7 +227,76 @@ def test_markup_in_names_is_text(tmp_path, capsys):
     assert "[red]a[/b]: 20 steps" in shown(capsys, tmp_path, "--quantities", "*/risk")
 
 
+def test_a_run_that_several_paths_lead_to_is_shown_once(sweep, tmp_path, capsys):
+    run = sweep / "lr0.1"
+    text = shown(capsys, run, run, run / "version_0" / "thermo", "--list")
+    assert text.count("weight_symmetry/layer/a") == 1
+    text = shown(capsys, run / "version_0", sweep, "--list")
+    assert text.count("weight_symmetry/layer/a") == 2
+
+
+def test_quantities_may_stand_before_the_run(sweep, tmp_path, capsys):
+    arguments = ["--quantities", "order_parameter/risk,weight_symmetry/low", "--list"]
+    text = shown(capsys, *arguments, sweep / "lr0.1")
+    assert row(text, "order_parameter/risk")
+    assert row(text, "weight_symmetry/low")
+    assert "layer/a" not in text  # the list is of these alone
+    message = "quantities must be NAME or NAME,NAME, got 'a,'"
+    assert message in refused(capsys, sweep, "--quantities", "a,")
+
+
+def test_where_nothing_can_be_written_is_told_first(sweep, tmp_path, capsys):
+    assert f"csv must be a file, got the folder {tmp_path}" in refused(
+        capsys, sweep, "--csv", tmp_path
+    )
+    assert "csv must be a file, got standard output" in refused(capsys, sweep, "--csv", "-")
+    (tmp_path / "mine").write_text("mine")
+    for option, path in (("--csv", "mine/all.csv"), ("--out", "mine"), ("--out", "mine/deep")):
+        message = f"must be a folder, got the file {tmp_path / 'mine'}"
+        assert message in refused(capsys, sweep, option, tmp_path / path)
+
+
+def test_a_broken_store_is_told_among_others_and_refused_alone(sweep, capsys):
+    broken = sweep / "lr0.01" / "version_0" / "thermo" / "run.json"
+    broken.write_text('{"format": "torch-th')
+    text = shown(capsys, sweep, "--list")
+    assert f"{broken} cannot be read: " in text
+    assert "lr0.1" in text
+    assert "cannot be read" in refused(capsys, sweep / "lr0.01")
+    (sweep / "foreign").mkdir()
+    (sweep / "foreign" / "run.json").write_text("[]")  # another tool's
+    assert "foreign" not in shown(capsys, sweep, "--list")
+    newer = sweep / "lr0.1" / "version_0" / "thermo" / "run.json"
+    stored(sweep / "lr1" / "version_0" / "thermo")
+    newer.write_text(json.dumps({**json.loads(newer.read_text()), "version": 99}))
+    assert "upgrade torch-thermo" in shown(capsys, sweep, "--list")
+
+
+@pytest.mark.parametrize("columns", ["20", "40"])
+def test_a_narrow_console_keeps_the_names(sweep, capsys, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", columns)
+    text = shown(capsys, sweep, "--quantities", "order_parameter/risk")
+    assert row(text[text.index("last values") :], "risk R, probe")[1:] == ["1", "2"]
+    assert row(text[: text.index("lr0.1:")], "risk R, probe")[1:] == ["1", "1", "1", "0", "3"]
+
+
+def test_names_of_folders_are_no_mathematics(tmp_path, capsys, monkeypatch):
+    titles = []
+    monkeypatch.setattr(style, "caption", lambda figure, text: titles.append(text))
+    stored(tmp_path / "a" / "lr$0.1$" / "thermo")
+    shown(capsys, tmp_path, "--quantities", "order_parameter")
+    shown(capsys, tmp_path)
+    assert all(r"lr\$0.1\$: 20 steps" in title for title in titles)
+    assert len(titles) > 2
+
+
 def test_help_names_the_options(capsys):
     text = shown(capsys, "--help")
     for option in ("--out", "--pdf", "--quantities", "--list", "--csv", "RUN"):
         assert option in text
+    assert not [word for word in ("class", "type:", "null", "False") if word in text]
+    assert cli.main(["demo", "--help"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "folder of the results (default: runs/demo)" in text
+    assert "of each training --seed" in text
+    assert "of data, weights and probe (default: 0)" in text

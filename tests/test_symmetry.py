@@ -391,3 +391,39 @@ def test_seeded_and_outside_the_global_generator():
     other = symmetry_test(values, seed=2, most=50)
     assert other.w_sym != one.w_sym
     assert other.sign_balance == one.sign_balance
+
+
+def test_ties_are_those_of_the_sizes_whatever_their_range():
+    """1e-300 / 1e300 is 0 in float64: the small ones must not drop out of the walk."""
+    test = symmetry_test(torch.tensor([1e300] + [1e-300] * 1000, dtype=torch.float64))
+    assert test.sign_balance == test.butler == test.w_sym == 1.0
+    mixed = symmetry_test(torch.tensor([1e300, -1e-300, 2e-300], dtype=torch.float64))
+    assert mixed.butler == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"most": 2.5}, "most must be a whole number, got 2.5"),
+        ({"most": True}, "most must be a whole number, got True"),
+        ({"seed": 1.5}, "seed must be a whole number, got 1.5"),
+        ({"seed": None}, "seed must be a whole number, got None"),
+    ],
+)
+def test_numbers_that_are_no_whole_numbers(arguments, message):
+    with pytest.raises(TypeError, match=f"^{message}$"):
+        symmetry_test(torch.ones(5), **arguments)
+
+
+@pytest.mark.parametrize("test", [symmetry_test, sign_balance])
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (torch.ones(3).to_sparse(), "values must be dense, got torch.sparse_coo"),
+        (torch.ones(3, dtype=torch.uint16), "torch can compare, got torch.uint16"),
+        (torch.ones(0, dtype=torch.uint64), "torch can compare, got torch.uint64"),
+    ],
+)
+def test_tensors_that_cannot_be_ordered(test, values, message):
+    with pytest.raises(ValueError, match=message):
+        test(values)

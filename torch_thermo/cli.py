@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import shlex
 import sys
-from argparse import ArgumentError, ArgumentTypeError
+from argparse import SUPPRESS, Action, ArgumentError, ArgumentTypeError
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 
 from torch_thermo import __version__
 
@@ -50,6 +50,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen = arguments[arguments.command]
     try:
         _COMMANDS[arguments.command](chosen, Console(highlight=False))
+    except ArgumentError as error:
+        if chosen.debug:
+            raise
+        _fail(errors, f"{_one_line(error)} (torch-thermo {arguments.command} --help)")
+        return 2
     except KeyboardInterrupt:
         _fail(errors, "interrupted")
         return 1
@@ -61,11 +66,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+class _Help(DefaultHelpFormatter):
+    """Help without what jsonargparse adds: Python's names of types, and null for no default."""
+
+    def _get_help_string(self, action: Action) -> str:
+        text = action.help or ""
+        said = not any(action.default is default for default in (None, False, SUPPRESS))
+        return f"{text} (default: %(default)s)" if said and action.option_strings else text
+
+
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="torch-thermo",
         description="Measure the statistical mechanics of a neural network while it trains.",
         exit_on_error=False,
+        formatter_class=_Help,
         version=__version__,
     )
     commands = parser.add_subcommands(required=True, dest="command")
@@ -73,6 +88,7 @@ def _parser() -> ArgumentParser:
         description="Train a tanh network and a bias-free ReLU VGG on real images with the "
         "thermometer attached; write TensorBoard logs and figures.",
         exit_on_error=False,
+        formatter_class=_Help,
     )
     demo.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder of the results")
     demo.add_argument(
@@ -94,6 +110,7 @@ def _show_parser() -> ArgumentParser:
         description="Show what runs have measured, also while they go on: a table of each, the "
         "last values of several side by side, and figures; several runs are drawn over each other.",
         exit_on_error=False,
+        formatter_class=_Help,
     )
     show.add_argument(
         "runs",
@@ -106,22 +123,22 @@ def _show_parser() -> ArgumentParser:
     show.add_argument(
         "--out",
         metavar="DIR",
-        type=Path,
+        type=_folder,
         default=None,
         help="folder of the figures; default: figures/ in the RUN, or here if there are several",
     )
     show.add_argument("--pdf", action="store_true", help="write the figures as PDF too")
     show.add_argument(
         "--quantities",
-        metavar="NAME",
-        nargs="+",
-        type=str,
+        metavar="NAME[,NAME...]",
+        type=_patterns,
         default=None,
-        help="these alone, one panel each: observable/quantity, an observable, or with * and ?",
+        help="these alone, one panel each: observable/quantity, an observable, or with * and ?; "
+        "several with commas between them",
     )
     show.add_argument("--list", action="store_true", help="name all that is stored; no figures")
     show.add_argument(
-        "--csv", metavar="FILE", type=Path, default=None, help="write the values as a long table"
+        "--csv", metavar="FILE", type=_csv, default=None, help="write the values as a long table"
     )
     show.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return show
@@ -131,6 +148,31 @@ def _data(value: str) -> str:
     if value in NAMED_DATA or Path(value).suffix == ".npz":
         return value
     raise ArgumentTypeError(f"data must be {', '.join(NAMED_DATA)} or a FILE.npz, got {value!r}")
+
+
+def _patterns(value: str | list[str]) -> list[str]:
+    # one argument, for as many as follow it would take the RUN too
+    names = value.split(",") if isinstance(value, str) else value
+    if not all(names):
+        raise ArgumentTypeError(f"quantities must be NAME or NAME,NAME, got {value!r}")
+    return names
+
+
+def _csv(value: str | Path) -> Path:
+    path = Path(value)
+    if path == Path("-") or path.is_dir():
+        what = "standard output, which shows the tables" if path == Path("-") else "the folder"
+        raise ArgumentTypeError(f"csv must be a file, got {what} {value}")
+    _folder(path.parent)
+    return path
+
+
+def _folder(value: str | Path) -> Path:
+    folder = Path(value)
+    for path in (folder, *folder.parents):
+        if path.exists() and not path.is_dir():
+            raise ArgumentTypeError(f"{folder} must be a folder, got the file {path}")
+    return folder
 
 
 def _epochs(value: str | int) -> int:
@@ -193,13 +235,17 @@ def _show(arguments: Namespace, console: Console) -> None:
     def say(text: str) -> None:
         console.print(text, markup=False, soft_wrap=True)
 
-    runs, empty = show.find_runs(arguments.runs)
-    for store in empty:
-        say(f"no measurements yet in {store}")
-    wanted = show.chosen(runs, arguments.quantities) if arguments.quantities else None
+    try:
+        runs, notes = show.find_runs(arguments.runs)
+        wanted = show.chosen(runs, arguments.quantities) if arguments.quantities else None
+    except (FileNotFoundError, ValueError) as error:
+        raise ArgumentError(None, str(error)) from error
+    console.width = max(console.width, show.NARROWEST)
+    for note in notes:
+        say(note)
     for label, run in runs:
         if arguments.list:
-            console.print(show.names_table(label, run))
+            console.print(show.names_table(label, run, wanted))
         else:
             console.print(show.run_table(show.run_title(label, run), run, wanted))
     if len(runs) > 1 and not arguments.list:

@@ -80,7 +80,8 @@ def sign_balance(values: Tensor) -> SignBalance:
         The balance of the nonzero values; NaN when there are none.
 
     Raises:
-        ValueError: a value is NaN or infinite, or complex.
+        ValueError: a value is NaN or infinite, or the values are complex, sparse, or of a dtype
+            that torch cannot compare.
         TypeError: `values` is not a tensor.
     """
     flat = _checked(values)
@@ -122,14 +123,18 @@ def symmetry_test(values: Tensor, seed: int = 0, most: int | None = None) -> Sym
         The test; all NaN, with the reason, when no value is nonzero.
 
     Raises:
-        ValueError: a value is NaN or infinite or complex, or `most` is below 1.
-        TypeError: `values` is not a tensor.
+        ValueError: `most` is below 1, a value is NaN or infinite, or the values are complex,
+            sparse, or of a dtype that torch cannot compare.
+        TypeError: `values` is not a tensor, `most` or `seed` no whole number.
 
     Examples:
         >>> test = symmetry_test(torch.tensor([3.0, -3.0, 1.0, -1.0]))
         >>> test.sign_balance, test.butler, test.odd_moment, test.w_sym
         (0.0, 0.0, 0.0, 0.0)
     """
+    for name, number in (("seed", seed), ("most", 1 if most is None else most)):
+        if isinstance(number, bool) or not isinstance(number, int):
+            raise TypeError(f"{name} must be a whole number, got {number!r}")
     if most is not None and most < 1:
         raise ValueError(f"most must be at least 1, got {most}")
     flat = _checked(values)
@@ -173,12 +178,14 @@ def _spread(n: int, most: int, seed: int) -> Tensor:
 def _ranks(values: Tensor) -> tuple[float, float, float]:
     """Butler's D, the Wasserstein asymmetry and its null, of nonzero values."""
     size, order = values.abs().sort(descending=True)
-    size = size / size[0]  # or sums could overflow; the smallest may reach 0, no matter
+    changes = torch.cat([size[1:] != size[:-1], size.new_ones(1, dtype=torch.bool)])
+    # or sums could overflow; small ones may reach 0 here: ties are those of the sizes as they were
+    size = size / size[0]
     gaps = size - torch.cat([size[1:], size.new_zeros(1)])
     walk = values[order].sign().cumsum(0).abs()
     mass = size.sum()
     return (
-        float(walk[gaps > 0].max()) / values.numel(),
+        float(walk[changes].max()) / values.numel(),
         float(walk @ gaps / mass),
         float(_mean_walk(values.numel()) @ gaps / mass),
     )
@@ -211,9 +218,17 @@ def _odd_moment(flat: Tensor) -> float:
 def _checked(values: Tensor) -> Tensor:
     if not isinstance(values, Tensor):
         raise TypeError(f"values must be a tensor, got {type(values).__name__}")
+    if values.layout != torch.strided:
+        raise ValueError(f"values must be dense, got {values.layout}")
+    if values.is_complex():
+        raise ValueError(f"values must be real, got {values.dtype}")
+    try:
+        values.new_ones(1).aminmax()
+    except NotImplementedError as error:  # uint16, float8
+        raise ValueError(
+            f"values must be of a dtype that torch can compare, got {values.dtype}"
+        ) from error
     flat = values.detach().reshape(-1)
-    if flat.is_complex():
-        raise ValueError(f"values must be real, got {flat.dtype}")
     if flat.numel() and not all(math.isfinite(end) for end in flat.aminmax()):
         bad = int((~torch.isfinite(flat)).sum())
         raise ValueError(f"values must be finite, got {bad} NaN or infinite of {flat.numel()}")

@@ -200,8 +200,9 @@ ZOO = (
         (6,),
         "inputs",
         skipped={
-            CIRCUITS: "the network has 6 outputs and the targets are no labels that choose one: "
-            "give CircuitSymmetry(output=), the number of an output"
+            CIRCUITS: "the network has 6 outputs and the targets are no labels that choose one "
+            "(rows of targets must have a 1 for the class and one smaller number for all others, "
+            "and row 0 has not): give CircuitSymmetry(output=), the number of an output"
         },
     ),
 )

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import TensorDataset
 
 from tests.callbacks.support import Classifier, blobs, finite, loader, make_trainer, notices
 from torch_thermo.callbacks import At, BulkBoundaryLoss
@@ -102,6 +103,42 @@ def test_a_loss_that_is_no_function_of_the_output(tmp_path, source):
     assert "bulk_boundary is skipped from step 0 on: the bulk loss needs the loss as a" in told[0]
     assert "give Thermometer(loss_fn=...)" in told[0]
     assert "measured NOTHING" in told[1]
+
+
+@pytest.mark.parametrize("ignored", [-100, 2])
+def test_examples_without_a_loss_are_left_out(tmp_path, ignored):
+    x, y = blobs().tensors
+    given = torch.where(torch.arange(48) % 4 == 1, ignored, y)
+    criterion = nn.CrossEntropyLoss(ignore_index=ignored)
+    module, callback = Classifier(), BulkBoundaryLoss(START)
+    module.criterion = criterion
+    network = Network.from_module(module, x)
+    initial = {name: value.clone() for name, value in module.state_dict().items()}
+    with notices() as told:
+        make_trainer(tmp_path, callback).fit(module, loader(TensorDataset(x, given)))
+    module.load_state_dict(initial)
+    indices = torch.tensor(callback.session.probe.indices)
+    kept = indices[given[indices] != ignored]
+    assert told == [
+        f"torch-thermo: {48 - len(kept)} of 48 examples have no loss, for their targets are "
+        "ignored, and are left out of the bulk and the boundary loss"
+    ]
+    expected = bulk_boundary_loss(network, x[kept], given[kept], criterion)
+    stored = callback.history["bulk_boundary"][0]
+    assert stored["bulk"] == pytest.approx(expected.bulk_mean, rel=1e-6)
+    assert stored["boundary"] == pytest.approx(expected.boundary_mean, rel=1e-6)
+    assert stored["converged"] == 1.0
+    assert len(callback.stored().arrays("bulk_boundary", 0)["bulk"]) == len(kept)
+
+
+def test_nothing_but_ignored_examples_is_told(tmp_path):
+    x = blobs().tensors[0]
+    callback = BulkBoundaryLoss(
+        START, probe=(x[:8], torch.full((8,), -100)), loss_fn=nn.functional.cross_entropy
+    )
+    with notices() as told:
+        make_trainer(tmp_path, callback).fit(Classifier(), loader())
+    assert any("none of 8 examples has a loss: all targets are ignored" in text for text in told)
 
 
 @pytest.mark.parametrize("where", ["weights", "one example"])

@@ -42,6 +42,12 @@ QUANTITIES = {
 }  # fmt: skip
 
 
+@pytest.fixture(autouse=True)
+def the_same_draws():
+    """Of other initial weights an example may be dead."""
+    torch.manual_seed(0)
+
+
 class Scalar(Classifier):
     """A bias-free ReLU net with one output."""
 
@@ -166,7 +172,54 @@ def test_labels_of_several_outputs(tmp_path, rows):
     chosen = callback.session.probe.indices
     with torch.no_grad():
         expected = module(x)[chosen].gather(1, y[chosen, None])[:, 0]
-    np.testing.assert_allclose(callback.stored().arrays(SUMS, 0)["output"], expected, rtol=1e-4)
+    found = callback.stored().arrays(SUMS, 0)["output"]
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("output", [None, "target", 1])
+def test_ignored_examples_are_left_out(tmp_path, output):
+    x, y = blobs().tensors
+    ignored = torch.arange(48) % 4 == 1
+    module, callback = Classifier(), CircuitSymmetry(START, START, paths=600, output=output)
+    network = Network.from_module(module, x)
+    initial = {name: value.clone() for name, value in module.state_dict().items()}
+    told = fit(tmp_path, module, callback, TensorDataset(x, y.masked_fill(ignored, -100)))
+    module.load_state_dict(initial)
+    assert told == [
+        "torch-thermo: 12 of 48 examples have the class -100, torch's ignore_index, and are left "
+        "out of the circuits"
+    ]
+    indices = torch.tensor(callback.session.probe.indices)
+    kept = indices[~ignored[indices]]
+    expected = circuit_asymmetry(network, x[kept], y[kept], output)
+    arrays, stored = callback.stored().arrays(SUMS, 0), row(callback, SUMS)
+    np.testing.assert_allclose(arrays["mass_asymmetry"], expected.mass_asymmetry, rtol=1e-6)
+    assert stored["mass_asymmetry"] == pytest.approx(float(expected.mass_asymmetry.mean()))
+    first = indices[:8][~ignored[indices[:8]]]
+    assert 0 < len(first) < 8
+    drawn = sample_circuits(network, x[first], 600, output=output, targets=y[first])
+    sign, log_abs = drawn.weighted()
+    assert row(callback, SAMPLE)["n"] == 600
+    assert row(callback, SAMPLE)["butler"] == pytest.approx(
+        symmetry_test(sign * log_abs.exp()).butler
+    )
+
+
+def test_nothing_but_ignored_examples_is_told(tmp_path):
+    x, y = blobs().tensors
+    callback = CircuitSymmetry(START, START, paths=50, probe=(x[:8], torch.full((8,), -100)))
+    told = fit(tmp_path, Classifier(), callback, TensorDataset(x, y))
+    assert "circuit_symmetry, circuit_sample are skipped from step 0 on: all 8 examples" in told[0]
+
+
+def test_the_only_output_is_that_of_the_class(tmp_path):
+    stored = []
+    for output in (None, "target"):
+        callback = CircuitSymmetry(START, START, paths=50, output=output)
+        torch.manual_seed(0)
+        assert fit(tmp_path / str(output), Scalar(), callback, signs()) == []
+        stored.append({name: row(callback, name) for name in (SUMS, SAMPLE)})
+    assert stored[0] == stored[1]
 
 
 @pytest.mark.parametrize("targets", ["soft", "out of range", "two classes a row"])
@@ -174,17 +227,21 @@ def test_targets_that_are_no_labels(tmp_path, targets):
     x, y = blobs().tensors
     given = {
         "soft": torch.rand(48, 3, generator=torch.Generator().manual_seed(0)),
-        "out of range": torch.where(y == 2, -100, y),
+        "out of range": torch.where(y == 2, -1, y),
         "two classes a row": torch.ones(48, 3) - F.one_hot(y, 3),
     }[targets]
     module = Classifier()
     if targets != "out of range":
         module.criterion = nn.MSELoss()
+    else:
+        module.criterion = nn.CrossEntropyLoss(ignore_index=-1)
     callback = CircuitSymmetry(START, START, paths=50)
     told = fit(tmp_path, module, callback, TensorDataset(x, given))
     assert len(told) == 2, told
     assert "circuit_symmetry, circuit_sample are skipped from step 0 on: the network has" in told[0]
     assert "give CircuitSymmetry(output=), the number of an output" in told[0]
+    why = "targets must be classes from 0 to 2, got -1 to 1"
+    assert (why if targets == "out of range" else "rows of targets must have a 1") in told[0]
 
 
 def test_a_chosen_output(tmp_path):
@@ -196,7 +253,8 @@ def test_a_chosen_output(tmp_path):
     chosen = callback.session.probe.indices
     arrays = callback.stored().arrays(SUMS, 0)
     with torch.no_grad():
-        np.testing.assert_allclose(arrays["output"], module(x)[chosen, 2], rtol=1e-4)
+        expected = module(x)[chosen, 2]
+    np.testing.assert_allclose(arrays["output"], expected, rtol=1e-4, atol=1e-6)
     # y is +1 for the examples of that class alone
     found = np.sign(arrays["mass_asymmetry"]) * np.sign(arrays["output"])
     assert (found == np.where(y[chosen].numpy() == 2, 1, -1)).all()

@@ -188,9 +188,9 @@ def test_a_long_run_draws_few_ridgelines_and_reads_few_steps(tmp_path, monkeypat
     made, _ = outlet(tmp_path, ["weight_symmetry"], told := [])
     record(made, list(range(300)))
     assert [steps[-1] for steps in drawn] == [8, 32, 128]
-    made.summarise({}, {}, 0.0, {})
+    made.summarise({}, {}, 0.0, {}, {})
     assert [steps[-1] for steps in drawn] == [8, 32, 128, 299]
-    made.summarise({}, {}, 0.0, {})  # nothing new since
+    made.summarise({}, {}, 0.0, {}, {})  # nothing new since
     assert len(drawn) == 4
     assert all(len(steps) <= 10 and steps[0] == 0 for steps in drawn)
     assert told == []
@@ -211,7 +211,7 @@ def test_only_the_observable_itself_is_read_for_its_ridgeline(tmp_path, monkeypa
 
     monkeypatch.setattr(reading, "read_entries", spied)
     record(made, [0, 1, 2])
-    made.summarise({}, {}, 0.0, {})
+    made.summarise({}, {}, 0.0, {}, {})
     writer.close()
     assert set(read) == {"weight_symmetry"}
     assert [i.step for i in events(tmp_path).Images("thermo/weight_symmetry/ridgeline")] == [2]
@@ -224,7 +224,7 @@ def test_a_ridgeline_that_cannot_be_drawn_is_one_notice(tmp_path):
 
     made, writer = outlet(tmp_path, ["weight_symmetry"], told := [])
     record(made, [0, 1, 2], broken)
-    made.summarise({"weight_symmetry": 3}, {}, 0.0, {})
+    made.summarise({"weight_symmetry": 3}, {}, 0.0, {}, {})
     writer.close()
     assert len(told) == 1
     assert "a figure could not be drawn" in told[0]
@@ -235,7 +235,7 @@ def test_a_ridgeline_that_cannot_be_drawn_is_one_notice(tmp_path):
 def test_one_measurement_makes_no_ridgeline(tmp_path):
     made, writer = outlet(tmp_path, ["weight_symmetry"], told := [])
     record(made, [0])
-    made.summarise({}, {}, 0.0, {})
+    made.summarise({}, {}, 0.0, {}, {})
     writer.close()
     assert events(tmp_path).Tags()["images"] == []
     assert told == []

@@ -271,3 +271,12 @@ def test_a_density_is_stored_with_its_standard_errors(tmp_path):
         assert mass == pytest.approx([below.mean()])
         assert stderr == pytest.approx([below.std(ddof=1) / 2])
         assert 0.0 < stderr[0] < mass[0] < 1.0
+
+
+def test_several_that_are_measured_twice_are_named_together(tmp_path):
+    callbacks = [Thermometer(callbacks=[WeightSymmetry(), GradientSymmetry()]) for _ in range(2)]
+    callbacks[1].seed = 1
+    with notices() as texts:
+        make_trainer(tmp_path, *callbacks).fit(Classifier(), loader())
+    assert len(texts) == 1
+    assert "gradient_symmetry, weight_symmetry are measured by two callbacks" in texts[0]

@@ -24,7 +24,15 @@ from tests.callbacks.support import (
     notices,
     run,
 )
-from torch_thermo.callbacks import At, BulkBoundaryLoss, CircuitSymmetry, Every, Thermometer
+from torch_thermo.callbacks import (
+    At,
+    BulkBoundaryLoss,
+    CircuitSymmetry,
+    Every,
+    PlasticityOrderParameter,
+    Thermometer,
+    WeightSymmetry,
+)
 from torch_thermo.callbacks.reading import examples_of, read_part
 from torch_thermo.network import Network
 from torch_thermo.observables.bulk_boundary import bulk_boundary_loss
@@ -314,7 +322,8 @@ def test_a_part_that_writes_to_its_input_and_is_written_to(tmp_path):
     x, y = blobs().tensors
     before = x.clone()
     module = InPlace()
-    inputs, targets, last = examples_of(module, "net", [(x[:20], y[:20]), (x[20:], y[20:])], None)
+    batches = [(x[:20], y[:20]), (x[20:], y[20:])]
+    _, inputs, targets, last = examples_of(module, "net", batches, None)
     assert torch.equal(inputs, before)
     assert torch.equal(targets, y)
     assert not last  # the memory is the model's output, its content was the part's
@@ -338,11 +347,8 @@ def test_batches_that_are_dictionaries(tmp_path):
         with notices() as told:
             trainer = make_trainer(tmp_path / str(number), callback)
             trainer.fit(Dictionaries(), loader(data))
-        if part is None:
-            assert "the model's input must be a tensor to be read, got a dict" in told[0]
-        else:
-            # no targets to choose one of three outputs
-            assert "the network has 3 outputs and the targets are no labels" in told[0]
+        # no targets to choose one of three outputs
+        assert "the network has 3 outputs" in told[0]
     callback = circuits(module="net", schedule=START, output=1)
     with notices() as told:
         make_trainer(tmp_path / "one", callback).fit(Dictionaries(), loader(data))
@@ -390,3 +396,135 @@ def test_a_network_is_read_once_a_moment(tmp_path, monkeypatch):
     assert fit(tmp_path, Classifier(), callback) == []
     assert callback.session.measurements == {BULK: 7, SUMS: 7, "circuit_sample": 1}
     assert len(read) == 7
+
+
+def test_who_measured_nothing_is_named(tmp_path):
+    weights = WeightSymmetry(START)
+    with notices() as told:
+        trainer = make_trainer(tmp_path, weights, CircuitSymmetry(START, START))
+        trainer.fit(Scaled(), loader())
+    assert weights.history["weight_symmetry"]
+    assert told[-1].startswith("torch-thermo: CircuitSymmetry measured NOTHING in this run: ")
+
+
+class Preparing(Classifier):
+    """Prepares its inputs in training_step; `how` is one of the common ways."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        del self.criterion
+
+    def forward(self, x):
+        out = self.net(x)
+        return out.softmax(1) if self.how == "past" else out
+
+    def training_step(self, batch, batch_idx):
+        x, y = batch[::-1] if self.how == "swapped" else batch
+        if self.how == "past":
+            return F.cross_entropy(self.net((x - 1.0) / 0.3), y)
+        if self.how in ("swapped", "flat"):
+            return F.cross_entropy(self(x.view(len(x), -1)), y)
+        call = self.forward if self.how == "direct" else self
+        return F.cross_entropy(call((x - 1.0) / 0.3), y)
+
+
+@pytest.mark.parametrize("part", [None, "net"])
+@pytest.mark.parametrize("how", ["scaled", "direct", "past", "swapped", "flat"])
+def test_the_examples_are_what_training_step_gives_to_the_network(tmp_path, how, part):
+    x, y = blobs().tensors
+    shaped = x.reshape(48, 2, 3) if how in ("swapped", "flat") else x
+    data = [(y[i], shaped[i]) if how == "swapped" else (shaped[i], y[i]) for i in range(48)]
+    module = Preparing(how)
+    initial = {name: value.clone() for name, value in module.state_dict().items()}
+    for loss in ([], [PlasticityOrderParameter(START)]):
+        module.load_state_dict(initial)
+        callback = Thermometer(
+            probe=48, callbacks=[*loss, CircuitSymmetry(START, START)], module=part
+        )
+        with notices() as told:
+            make_trainer(tmp_path / str(len(loss)), callback).fit(module, loader(data))
+        assert told == []
+        outputs, indices = values(callback, SUMS)
+        module.load_state_dict(initial)
+        seen = x if how in ("swapped", "flat") else (x - 1.0) / 0.3
+        with torch.no_grad():
+            expected = module.net(seen)[indices].gather(1, y[indices, None])
+        np.testing.assert_allclose(outputs, expected[:, 0].numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_a_step_that_goes_past_the_forward_by_several_children_names_the_cure(tmp_path):
+    class Several(Preparing):
+        def __init__(self):
+            super().__init__("past")
+            self.head = nn.Linear(3, 3)
+
+        def training_step(self, batch, batch_idx):
+            return F.cross_entropy(self.head(self.net(batch[0])), batch[1])
+
+    told = fit(tmp_path, Several(), circuits(schedule=START))
+    assert "the loss of Several does not call its forward" in told[0]
+    assert "not one but net, head: name the part to read by module=" in told[0]
+
+
+def test_a_loss_fn_beside_a_part_is_of_its_output(tmp_path):
+    module = Preparing("past")
+    initial = {name: value.clone() for name, value in module.state_dict().items()}
+    callback = plan(module="net", loss_fn=F.cross_entropy)
+    assert fit(tmp_path, module, callback) == []
+    losses, indices = values(callback, BULK)
+    module.load_state_dict(initial)
+    x, y = blobs().tensors
+    with torch.no_grad():
+        expected = F.cross_entropy(module.net(x), y, reduction="none")[indices]
+    np.testing.assert_allclose(losses, expected.numpy(), rtol=1e-5)
+
+
+def step_of(module: Any, batch: Any) -> torch.Tensor:
+    if isinstance(batch, dict):
+        batch = batch["x"], batch["y"]
+    return F.cross_entropy(module.net(batch[0]), batch[1])
+
+
+@pytest.mark.parametrize("kind", ["pair", "dict"])
+@pytest.mark.parametrize("calls", ["forward", "net"])
+def test_the_last_part_is_that_of_the_forward_and_never_of_the_loss(kind, calls):
+    x, y = blobs().tensors
+    x[3] = torch.nan
+    batch = {"x": x, "y": y} if kind == "dict" else (x, y)
+    flat = (
+        (lambda model, b: step_of(model, b))
+        if calls == "net"
+        else (lambda model, b: model(b["x"] if kind == "dict" else b[0]).sum())
+    )
+    assert examples_of(Classifier(), "net", [batch], flat)[3]
+    assert not examples_of(Classifier(), "net.0", [batch], flat)[3]
+    assert not examples_of(Scaled(behind=2.0), "net", [batch], flat)[3]
+
+
+def test_inputs_that_are_no_numbers_to_be_scaled_are_told_once(tmp_path):
+    class Words(Classifier):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(24, 3))
+
+    data = [(torch.arange(6) % 9, i % 3) for i in range(48)]
+    callback = circuits(schedule=Every(steps=1))
+    with notices() as told:
+        make_trainer(tmp_path, callback).fit(Words(), loader(data))
+    assert len(told) == 2, told
+    assert "are skipped from step 0 on: Words gets torch.int64" in told[0]
+    assert "name by module= the part behind the embedding" in told[0]
+
+
+def test_a_loss_fn_and_a_step_that_prepares_the_inputs_name_the_cure_once(tmp_path):
+    x, y = blobs().tensors
+    data = [(x[i].reshape(2, 3), y[i]) for i in range(48)]
+    for part in (None, "net"):
+        callback = circuits(schedule=Every(steps=1), module=part)
+        bundle = Thermometer(probe=48, callbacks=[callback], loss_fn=F.cross_entropy)
+        with notices() as told:
+            make_trainer(tmp_path / str(part), bundle).fit(Preparing("flat"), loader(data))
+        assert len(told) == 2, told
+        assert "are skipped from step 0 on: Preparing cannot be " in told[0]
+        assert "name by module= the part" in told[0]

@@ -318,3 +318,52 @@ def test_a_probe_that_passed_by_is_kept(tmp_path):
     assert again.session.probe.complete
     old, new = (torch.cat([b[0] for b in c.session.probe.batches]) for c in (first, again))
     assert torch.equal(old, new)
+
+
+@pytest.mark.parametrize("version", [0, 1], ids=["same directory", "new directory"])
+def test_a_resumed_run_counts_all_that_is_stored(tmp_path, version):
+    def callbacks() -> list[Any]:
+        # two side by side that share the store
+        return [PlasticityOrderParameter(Every(steps=2), probe=16), WeightSymmetry(Every(steps=3))]
+
+    first = callbacks()
+    fit(tmp_path, first, **SAVING["epoch end"])
+    before = first[0].stored().meta
+    counts = {"order_parameter": 13, "order_parameter_minibatch": 24, "weight_symmetry": 9}
+    assert before["measurements"] == counts
+    spent = sum(sum(c.session.measuring_seconds.values()) for c in first)
+    assert sum(before["seconds"]["measuring"].values()) == pytest.approx(spent)
+    again = callbacks()
+    fit(tmp_path, again, saved(tmp_path, 12), version, epochs=6, **SAVING["epoch end"])
+    after = again[0].stored().meta
+    # steps 13 to 24 were measured twice, and the later of both is stored
+    counts = {"order_parameter": 19, "order_parameter_minibatch": 36, "weight_symmetry": 13}
+    assert after["measurements"] == counts
+    for name, number in after["measurements"].items():
+        assert len(again[0].stored().series(f"{name}/{MAIN[name]}")) == number
+    for name, seconds in before["seconds"]["measuring"].items():
+        own = sum(c.session.measuring_seconds.get(name, 0.0) for c in again)
+        assert own > 0
+        assert after["seconds"]["measuring"][name] == pytest.approx(seconds + own)
+    assert after["seconds"]["training"] > before["seconds"]["training"] > 0
+
+
+def test_seconds_are_added_once(tmp_path):
+    callback = WeightSymmetry(Every(steps=2))
+    trainer = fit(tmp_path, [callback])
+
+    def meta() -> Any:
+        return callback.stored().meta
+
+    first = meta()["seconds"]["measuring"]["weight_symmetry"]
+    assert first == pytest.approx(callback.session.measuring_seconds["weight_symmetry"])
+    # an exception on the way out of the run, after its end
+    callback.session.end(trainer, {})
+    assert meta()["seconds"]["measuring"]["weight_symmetry"] == pytest.approx(first)
+    # fitted on in the same process
+    trainer.fit_loop.max_epochs = 6
+    plain = loader(shuffle=False)
+    trainer.fit(Validated(), plain, plain)
+    second = callback.session.measuring_seconds["weight_symmetry"]
+    assert meta()["seconds"]["measuring"]["weight_symmetry"] == pytest.approx(first + second)
+    assert meta()["measurements"] == {"weight_symmetry": 19}

@@ -91,9 +91,10 @@ def arrays(size: float) -> dict[str, dict[str, np.ndarray]]:
     }
 
 
-def store_of(folder, names=None) -> Run:
+def store_of(folder, names=None, skipped=None) -> Run:
     """A run as the callbacks store it."""
     store = Store.open(folder / "thermo")
+    store.write_meta({"skipped": skipped or {}})
     for step, size in zip(STEPS, SIZES, strict=True):
         for name, row in rows(size).items():
             if names is None or name in names:
@@ -280,5 +281,15 @@ def test_the_overview_leaves_out_what_no_run_has_and_names_what_one_has_not(tmp_
     assert len(figure.axes) == 4
     said = [[text.get_text() for text in axes.texts] for axes in figure.axes]
     assert said == [["not measured"], [], [], []]
+    reason = "network.1 (Tanh) cannot be read: its output is no gate times its input"
+    tanh = store_of(tmp_path / "d", ["order_parameter"], {"circuit_symmetry": reason})
+    full = store_of(tmp_path / "e", ["order_parameter", "circuit_symmetry"])
+    figure = figures.overview([("d", tanh), ("e", full)])
+    (text,) = (text for axes in figure.axes for text in axes.texts)
+    assert " ".join(text.get_text().split()) == f"not measured: {reason}"
+    figures.render(figure)
+    box, panel = text.get_window_extent(), text.axes.patch.get_window_extent()
+    assert panel.x0 <= box.x0
+    assert box.x1 <= panel.x1
     with pytest.raises(ValueError, match="nothing that the overview shows"):
         figures.overview([("c", store_of(tmp_path / "c", ["hessian_extremes"]))])

@@ -274,6 +274,8 @@ FUNCTION_CASES: dict[str, tuple[tuple[Any, ...], tuple[int, ...]]] = {
     "rrelu": ((0.1, 0.9), LINE),
     "threshold": ((0.2, -1.0), LINE),
     "hardtanh": ((-0.3, 0.4), LINE),
+    "clamp": ((-0.3, 0.4), LINE),
+    "clip": ((0,), LINE),
     "elu": ((0.7,), LINE),
     "celu": ((0.7,), LINE),
     "gelu": ((), LINE),

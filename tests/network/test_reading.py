@@ -1,4 +1,4 @@
-"""What is read of a model's forward, and that reading leaves no trace."""
+"""What is read of a model's forward."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from torch.nn.utils import parametrizations, parametrize
 
 from tests.network.support import LeNet, randn, randomised, read
 from torch_thermo.network import Network
+from torch_thermo.network.operations import Elementwise
 
 
 class Forward(nn.Module):
@@ -44,6 +45,13 @@ def same(model: nn.Module, network: Network, *shape: int) -> None:
         torch.testing.assert_close(y, expected, rtol=1e-12, atol=1e-12)
 
 
+def features(x: Tensor) -> int:
+    count = 1
+    for size in x.size()[1:]:
+        count *= size
+    return count
+
+
 FORWARDS: list[Callable[[Any, Tensor], Tensor]] = [
     lambda m, x: F.linear(F.relu(m.first(x.reshape(len(x), -1))), m.weight),
     lambda m, x: F.linear(m.first(x.view(x.size(0), -1)).tanh(), m.second.weight, m.second.bias),
@@ -58,6 +66,12 @@ FORWARDS: list[Callable[[Any, Tensor], Tensor]] = [
     lambda m, x: m.second(F.dropout(m.first(x.flatten(1)), 0.5, m.training)),
     lambda m, x: m.second(F.dropout(m.first(x.flatten(1)), p=0.0)),
     lambda m, x: m.second(m.first(x.flatten(1)).unsqueeze(1).squeeze(1).contiguous()),
+    lambda m, x: m.second(m.first(x.view(-1, features(x)))),
+    lambda m, x: m.second(m.first(x.view(*x.shape[:1], -1) if x.dim() == 3 else x)),
+    lambda m, x: m.second(m.first(x.view(x.size(0), x.size(-1) * x.shape[1])).clamp(min=0)),
+    lambda m, x: m.second(m.first(x.view(len(x), 2 * x.size(dim=2) * (x.ndim - 2)))),
+    lambda m, x: m.second(torch.clamp(m.first(x.reshape(*x.size()[:-2], 6)), -0.1, max=0.2)),
+    lambda m, x: m.second(m.first(x.flatten(1)).clip_(0)),
     # the layer on the last axis of three, its means over the spatial one
     lambda m, x: m.second(m.first(x.reshape(x.size(0), 1, 6))).mean(dim=2, keepdim=True),
     lambda m, x: m.second(m.first(x.reshape(-1, 1, 1, 6))).mean((2, 3)),
@@ -213,6 +227,27 @@ def test_a_parametrised_weight_of_a_forward_of_its_own() -> None:
     same(model, network, 2, 3)
 
 
+def sizes_behind_a_layer(m: Any, x: Tensor) -> Tensor:
+    y = m.first(x.flatten(1))
+    z: Tensor = m.second(y.view(-1, y.shape[1]).relu())
+    return z
+
+
+def test_sizes_behind_a_parametrised_layer() -> None:
+    model = Forward(sizes_behind_a_layer)
+    parametrizations.weight_norm(model.first)
+    same(model, Network.from_module(model, randn(2, 2, 3)), 2, 3)
+
+
+def test_sizes_are_computed_without_hooks() -> None:
+    model = Forward(sizes_behind_a_layer)
+    seen: list[Any] = []
+    model.first.register_forward_hook(lambda module, args, output: seen.append(type(output)))
+    Network.from_module(model, randn(2, 2, 3))
+    # the two comparisons
+    assert seen == [Tensor, Tensor]
+
+
 def test_a_spectral_norm_of_a_forward_of_its_own_is_not_moved() -> None:
     model = Forward(lambda m, x: F.linear(m.first(x.flatten(1)).relu(), m.weight))
     parametrizations.spectral_norm(model, "weight")
@@ -228,6 +263,36 @@ def test_what_is_computed_from_buffers_is_computed_anew() -> None:
     network = Network.from_module(model, randn(2, 2, 3))
     model.mask.add_(0.5)
     same(model, network, 2, 3)
+
+
+def test_weights_that_are_buffers() -> None:
+    model = Forward(lambda m, x: F.linear(x.flatten(1), m.buffer))
+    model.register_buffer("buffer", randn(2, 6).float())
+    network = Network.from_module(model, randn(2, 2, 3).float())
+    assert network.parameters() == []
+    assert (network.dtype, network.device) == (torch.float32, torch.device("cpu"))
+
+
+def test_a_module_may_be_given_its_input_by_name() -> None:
+    model = Forward(lambda m, x: m.second(input=F.relu(input=m.first(input=x.flatten(1)))))
+    same(model, Network.from_module(model, randn(2, 2, 3)), 2, 3)
+
+
+@pytest.mark.parametrize(
+    "first",
+    [nn.LeakyReLU(0.1, inplace=True), nn.Dropout(inplace=True), nn.ReLU6(inplace=True)],
+)
+def test_a_first_operation_in_place_leaves_inputs_alone(first: nn.Module) -> None:
+    model = nn.Sequential(first, nn.Linear(6, 2)).double()
+    for example in (randn(4, 6), torch.zeros(4, 6).double()):
+        kept = example.clone()
+        network = Network.from_module(model, example)
+        assert torch.equal(example, kept)
+    x = randn(5, 6)
+    expected = model.eval()(x.clone())
+    torch.testing.assert_close(network(x), expected, rtol=1e-12, atol=1e-12)
+    network.states(x)
+    assert torch.equal(x, randn(5, 6))
 
 
 # --- wrappers
@@ -281,83 +346,6 @@ def test_the_compiler_is_imported_for_compiled_models_alone(monkeypatch: Any) ->
     read(nn.Linear(3, 2).double(), 2, 3)
 
 
-# --- no trace
-
-
-class Eventful(nn.Module):
-    """Keeps, counts, draws and overrides what it can."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Linear(3, 2).double()
-        self.norm = nn.BatchNorm1d(2).double()
-        self.frozen = nn.BatchNorm1d(2).double().eval()
-        self.register_buffer("calls", torch.zeros(1))
-        self.seen: list[Any] = []
-        self.last: Any = None
-        self.switched: list[bool] = []
-        self.count = 0
-
-    def train(self, mode: bool = True) -> Eventful:
-        if hasattr(self, "switched"):
-            self.switched.append(mode)
-        return super().train(mode)
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.count += 1
-        self.calls.add_(1)
-        self.norm.num_batches_tracked.add_(1)
-        y: Tensor = self.frozen(self.norm(self.layer(x)))
-        self.seen.append(y)
-        self.last = y
-        self.extra = y
-        torch.randn(3)
-        return y
-
-
-def test_reading_leaves_no_trace() -> None:
-    model = Eventful()
-    model.layer.weight.grad = torch.ones_like(model.layer.weight)
-    outer = nn.Sequential(model, nn.ReLU())
-    flags = [module.training for module in outer.modules()]
-    state = {name: value.clone() for name, value in outer.state_dict().items()}
-    buffer, attributes = model.calls, set(vars(model))
-    version = model.frozen.running_mean._version
-    generator = torch.get_rng_state()
-    read(outer, 4, 3)
-    assert [module.training for module in outer.modules()] == flags
-    assert flags.count(False) == 1
-    assert set(vars(model)) == attributes
-    assert model.calls is buffer
-    assert model.frozen.running_mean._version == version
-    assert (model.count, model.seen, model.last, model.switched) == (0, [], None, [])
-    assert all(torch.equal(state[n], value) for n, value in outer.state_dict().items())
-    assert torch.equal(torch.get_rng_state(), generator)
-    assert bool((model.layer.weight.grad == 1).all())
-
-
-def test_a_failed_reading_leaves_no_trace() -> None:
-    model = nn.Sequential(Eventful(), nn.Softmax(1), nn.Dropout().eval())
-    flags = [module.training for module in model.modules()]
-    attributes = set(vars(model[0]))
-    with pytest.raises(TypeError, match=r"^1 \(Softmax\)"):
-        read(model, 4, 3)
-    assert [module.training for module in model.modules()] == flags
-    assert set(vars(model[0])) == attributes
-
-
-def test_hooks_that_only_look_are_called_once_with_tensors() -> None:
-    model = randomised(LeNet())
-    seen: list[Any] = []
-    for module in model.modules():
-        module.register_forward_hook(lambda module, args, output: seen.append(output))
-    network = read(model, 2, 1, 8, 8)
-    assert [type(value) for value in seen] == [Tensor] * 5
-    seen.clear()
-    network(randn(2, 1, 8, 8))
-    assert seen == []
-
-
 def test_tensors_a_forward_makes_stay_out_of_the_model() -> None:
     model = Forward(lambda m, x: F.linear(m.first(x.flatten(1)), torch.ones(2, 4).double()))
     before = set(vars(model))
@@ -372,3 +360,15 @@ def test_a_network_keeps_no_activations() -> None:
     held = [t.shape for t in gc.get_objects() if type(t) is Tensor and 1237 in t.shape]
     assert held == []
     same(model, network, 3)
+
+
+def test_limits() -> None:
+    for forward, homogeneous in (
+        (lambda m, x: m.second(m.first(x.flatten(1)).clamp(min=0)), True),
+        (lambda m, x: m.second(m.first(x.flatten(1)).clamp(0, 1)), False),
+        (lambda m, x: m.second(m.first(x.flatten(1)).clamp(max=0)), False),
+    ):
+        network = Network.from_module(Forward(forward), randn(2, 2, 3))
+        (activation,) = network.stages[0].activation
+        assert isinstance(activation, Elementwise)
+        assert activation.homogeneous is homogeneous

@@ -81,7 +81,9 @@ PARTS: list[tuple[Callable[..., Any], str]] = [
     ),
     (lambda m, x: x.reshape(4, 4), r"part\.reshape \(reshape\) cannot be read: shape '\[4, 4\]'"),
     (lambda m, x: x if x.sum() > 0 else -x, r"part \(Part\) cannot be read: torch\.fx cannot"),
-    (lambda m, x: x if x.dim() == 2 else x[0], r"part \(Part\) cannot be read: torch\.fx cannot"),
+    (lambda m, x: x if x.shape[0] == 4 else -x, r"part \(Part\) cannot be read: torch\.fx cannot"),
+    (lambda m, x: x.view(4, *x.shape[1:]), r"part\.view \(view\) cannot be read: shape '\[4, 4\]'"),
+    (lambda m, x: torch.clamp(x, m.norm.running_mean), r"part\.norm \(clamp\).*limits are tensors"),
     (
         lambda m, x: m.layer(x) if float(x[0, 0]) else x,
         r"part \(Part\) cannot be read: torch\.fx cannot",
@@ -216,12 +218,118 @@ def test_hooks_that_change_an_output_are_found() -> None:
     assert BESIDE in message(model)
 
 
-def test_what_is_done_in_place_beside_the_forward_is_found() -> None:
+def relu_of_all(m: Part, x: Tensor) -> Tensor:
+    F.relu_(x)
+    return m.layer(x)
+
+
+def relu_of_a_view(m: Part, x: Tensor) -> Tensor:
+    x.view(-1).relu_()
+    return m.layer(x)
+
+
+def relu_by_argument(m: Part, x: Tensor) -> Tensor:
+    F.relu(x, True)
+    return m.layer(x)
+
+
+def relu_into(m: Part, x: Tensor) -> Tensor:
+    torch.clamp(x, 0, out=x)
+    return m.layer(x)
+
+
+def relu_by_module(m: Part, x: Tensor) -> Tensor:
+    m.activation(x)
+    return m.layer(x)
+
+
+IN_PLACE = [
+    (relu_of_all, r"part\.relu_ \(relu\)"),
+    (relu_of_a_view, r"part\.relu_ \(relu\)"),
+    (relu_by_argument, r"part\.relu \(relu\)"),
+    (relu_into, r"part\.clamp \(clamp\)"),
+    (relu_by_module, r"part\.activation \(ReLU\)"),
+]
+
+
+@pytest.mark.parametrize(("forward", "part"), IN_PLACE)
+def test_what_is_done_in_place_beside_the_forward_is_found(
+    forward: Callable[..., Any], part: str
+) -> None:
+    model = Net(forward)
+    model.part.activation = nn.ReLU(inplace=True)
+    # on zeros without biases nothing shows
+    for x in (torch.zeros(4, 4), randn(4, 4).float()):
+        with torch.no_grad():
+            model.first.bias.mul_(0)
+        assert re.match(
+            f"{part} cannot be read: it works in place on what comes", message(model, x)
+        )
+
+
+def test_what_is_done_in_place_to_other_things_is_read() -> None:
     def forward(m: Part, x: Tensor) -> Tensor:
-        F.relu_(x)
+        m.norm.running_mean.add_(x.sum())
+        m.norm.num_batches_tracked.add_(1)
+        x.requires_grad_(False)
         return m.layer(x)
 
-    assert BESIDE in message(Net(forward), randn(4, 4).float())
+    model = Net(forward)
+    assert Network.from_module(model, torch.ones(2, 4)).sizes == (4, 4, 4, 2)
+    assert not model.part.norm.running_mean.any()
+
+
+def test_an_example_of_zeros_hides_nothing() -> None:
+    model = nn.Sequential(nn.Linear(4, 3, bias=False), nn.ReLU(), nn.Linear(3, 2, bias=False))
+    x, y = torch.zeros(2, 4), randn(2, 4).float()
+    assert torch.equal(Network.from_module(model, x)(y), model(y))
+    model[0].register_forward_hook(lambda module, args, output: 2 * output)
+    assert f"{BESIDE} on random numbers of the example_input's shape" in message(model, x)
+
+
+def test_a_model_that_fails_on_random_numbers_is_compared_on_the_example() -> None:
+    def positive(module: nn.Module, args: tuple[Tensor]) -> None:
+        if (args[0] <= 0).any():
+            raise ValueError("positive numbers alone")
+
+    model = nn.Linear(4, 2)
+    model.register_forward_pre_hook(positive)
+    assert Network.from_module(model, torch.ones(2, 4)).sizes == (4, 2)
+    model.register_forward_hook(lambda module, args, output: 2 * output)
+    assert f"{BESIDE} on the example_input" in message(model, torch.ones(2, 4))
+
+
+CHANGES: list[tuple[Callable[[Tensor], Tensor], str]] = [
+    (lambda y: y[:, :1], r"shape \(2, 2\) instead of \(2, 1\)"),
+    (lambda y: y.double(), r"dtype torch\.float32 instead of torch\.float64"),
+    (lambda y: 2 * y, r"values differ by up to 4, the largest is 8"),
+    (lambda y: y / 0, r"values that are not finite are elsewhere"),
+]
+
+
+@pytest.mark.parametrize(("change", "expected"), CHANGES)
+def test_the_difference_is_named(change: Callable[[Tensor], Tensor], expected: str) -> None:
+    model = nn.Linear(4, 2, bias=False)
+    nn.init.ones_(model.weight)
+    model.register_forward_hook(lambda module, args, output: change(output))
+    text = message(model, torch.ones(2, 4))
+    assert re.search(rf"on the example_input \({expected}\): a forward hook", text)
+
+
+def test_models_that_are_nested_too_deeply() -> None:
+    model: nn.Module = nn.Linear(4, 4)
+    for _ in range(300):
+        model = nn.Sequential(model)
+    text = message(model)
+    assert text.startswith("the model (Sequential) cannot be read: its modules are nested too deep")
+    assert len(text) < 200
+
+
+def test_what_is_no_model_and_no_tensor() -> None:
+    with pytest.raises(TypeError, match=r"^model must be a torch\.nn\.Module, got function$"):
+        Network.from_module(lambda x: x, torch.ones(2, 4))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"^example_input must be a tensor, got list$"):
+        Network.from_module(nn.Linear(4, 2), [1, 2])  # type: ignore[arg-type]
 
 
 def test_another_dtype_is_found() -> None:

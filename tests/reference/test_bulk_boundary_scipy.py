@@ -13,7 +13,7 @@ from torch import nn
 from torch_thermo.network import Network
 from torch_thermo.observables.bulk_boundary import bulk_boundary_loss
 from torch_thermo.observables.bulk_boundary.example_loss import ExampleLoss, Potential
-from torch_thermo.observables.bulk_boundary.newton import minimise
+from torch_thermo.observables.bulk_boundary.newton import minimise, symmetric_factor
 
 SIZES = (12, 16, 10, 4)
 STARTS = 6
@@ -225,7 +225,8 @@ def small_problem(size, rank, seed):
 
 def minima(loss_fn, targets, logits, gram, activation=lambda y: y, bent=False):
     loss = ExampleLoss(loss_fn)
-    return minimise(Potential(loss, targets, activation, True), logits, gram, bent)
+    potential = Potential(loss, targets, activation, True)
+    return minimise(potential, logits, symmetric_factor(gram), bent)
 
 
 @pytest.mark.parametrize("rank", [0, 2, 6])

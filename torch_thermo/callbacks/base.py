@@ -250,7 +250,8 @@ class ThermoCallback(Member, Callback):
 
     def _new_session(self) -> Session:
         probe, loss_fn, closure = self._arguments
-        return Session(Probe(probe, self.seed), loss_fn, closure, self.seed)
+        owner = type(self).__name__
+        return Session(Probe(probe, self.seed), loss_fn, closure, self.seed, owner)
 
     def _resume(self, state: Mapping[str, Any]) -> None:
         self.session.probe.load_state_dict(state["probe"])

@@ -26,7 +26,8 @@ class BulkBoundaryLoss(ThermoCallback):
     1 where the hidden layers can take up nothing of the error), converged (share of the examples
     whose bulk loss is a minimum); bulk, boundary and converged of each example as arrays. The loss
     is the one the model is trained with, of the form criterion(output, target); where it is not
-    known in that form, the bulk loss is skipped with one notice.
+    known in that form, the bulk loss is skipped with one notice. Examples without a loss (their
+    targets are the loss's ignore_index) are left out with a remark.
 
     Vanchurin, *Towards a theory of machine learning*, eqs. 2.11, 3.1, 3.2 and Figs. 2, 3.
 
@@ -69,11 +70,21 @@ class BulkBoundaryLoss(ThermoCallback):
 
         Raises:
             UnreadableNetworkError: the part is no network that is read.
-            TypeError: its output is not the model's, the loss is not known as a function of it, or
-                the targets are no tensor.
+            TypeError: its output is not the model's, the loss is not known as a function of it, the
+                targets are no tensor, or all are ignored.
             FloatingPointError: the boundary loss is not finite.
         """
         table = moment.table(lambda: self._rows(moment), self.examples)
+        without = table[:, 3] == 1
+        if bool(without.all()):
+            raise TypeError(f"none of {len(table)} examples has a loss: all targets are ignored")
+        if bool(without.any()):
+            moment.session.remark(
+                f"{int(without.sum())} of {len(table)} examples have no loss, for their targets "
+                "are ignored, and are left out of the bulk and the boundary loss",
+                key="ignored in the bulk loss",
+            )
+        table = table[~without]
         found = BulkBoundary(table[:, 0], table[:, 1], table[:, 2] > 0, self.method)
         if not bool(torch.isfinite(found.boundary).all()):
             raise FloatingPointError("the loss of an example is not finite")
@@ -96,7 +107,7 @@ class BulkBoundaryLoss(ThermoCallback):
         )
 
     def _rows(self, moment: Moment) -> Tensor:
-        """Return bulk, boundary and convergence of this rank's examples."""
+        """Return bulk, boundary, convergence and lack of a loss of this rank's examples."""
         reading = moment.reading(self.part, self.examples)
         if not reading.last:
             raise TypeError(
@@ -110,4 +121,15 @@ class BulkBoundaryLoss(ThermoCallback):
         found = bulk_boundary_loss(
             reading.network, reading.inputs, reading.targets, loss_fn, self.method
         )
-        return torch.stack([found.bulk, found.boundary, found.converged.double()], 1)
+        # a mean over no target is NaN
+        without = _ignored(loss_fn, reading.targets).cpu() & found.boundary.isnan()
+        columns = [found.bulk, found.boundary, found.converged.double(), without.double()]
+        return torch.stack(columns, 1)
+
+
+def _ignored(loss_fn: LossFn, targets: Tensor) -> Tensor:
+    """Return (n,) whether all of an example's targets are what torch's losses ignore."""
+    if targets.is_floating_point():
+        return torch.zeros(len(targets), dtype=torch.bool)
+    ignored = targets == getattr(loss_fn, "ignore_index", -100)
+    return ignored.reshape(len(targets), -1).all(1)

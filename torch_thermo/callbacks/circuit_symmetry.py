@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -15,13 +16,15 @@ from torch_thermo.callbacks.order_parameter import often
 from torch_thermo.callbacks.probe import EXAMPLES, Source
 from torch_thermo.callbacks.reading import Part, Reading
 from torch_thermo.callbacks.schedule import Log, Schedule, whole
+from torch_thermo.callbacks.symmetry import stored_scalars
 from torch_thermo.dashboard import decade_floor, histogram_arrays, signed_log
-from torch_thermo.network import Network
 from torch_thermo.observables.circuits import Ends, circuit_asymmetry, sample_circuits
 from torch_thermo.symmetry import sign_balance, symmetry_test
 
 Output = int | str | None
 
+# of torch's losses: the class of an example that has none
+_IGNORE_INDEX = -100
 # the natural logarithm of what still has a sign in float64
 _SMALLEST = -700.0
 
@@ -52,7 +55,7 @@ class _Sums(_Circuits):
             TypeError: it has several outputs and none is chosen.
             FloatingPointError: its output is not finite.
         """
-        table = moment.table(lambda: self._rows(moment), self.examples)
+        table = _labelled(moment, moment.table(lambda: self._rows(moment), self.examples))
         alive, balance, mass, output = table.unbind(1)
         if not bool(torch.isfinite(output).all()):
             raise FloatingPointError("the network's output is not finite")
@@ -88,11 +91,12 @@ class _Sums(_Circuits):
         )
 
     def _rows(self, moment: Moment) -> Tensor:
-        """Return N, S, y T/A and T of this rank's examples."""
+        """Return N, S, y T/A, T and whether it has a label of each of this rank's examples."""
         reading = moment.reading(self.part, self.examples)
-        labels = _labels(reading, self.output)
+        labels, labelled = _labels(reading, self.output)
         found = circuit_asymmetry(reading.network, reading.inputs, labels, self.output)
-        return torch.stack([found.alive, found.sign_balance, found.mass_asymmetry, found.output], 1)
+        values = [found.alive, found.sign_balance, found.mass_asymmetry, found.output]
+        return torch.stack([*values, labelled.double()], 1)
 
 
 class _Sample(_Circuits):
@@ -131,7 +135,7 @@ class _Sample(_Circuits):
         Raises:
             UnreadableNetworkError, TypeError, FloatingPointError: as for the sums.
         """
-        table = moment.table(lambda: self._rows(moment), self.examples)
+        table = _labelled(moment, moment.table(lambda: self._rows(moment), self.examples))
         network = moment.reading(self.part, self.examples).network
         with moment.exactly():
             several = math.prod(network.output_shape) > 1
@@ -158,27 +162,18 @@ class _Sample(_Circuits):
             else {}
         )
         return Measurement(
-            {
-                "n": float(test.n),
-                "sign_balance": test.sign_balance,
-                "low": test.interval[0],
-                "high": test.interval[1],
-                "butler": test.butler,
-                "butler_p": test.butler_p,
-                "odd_moment": test.odd_moment,
-                "w_sym": test.w_sym,
-                "w_sym_null": test.w_sym_null,
-            },
+            stored_scalars(test),
             arrays=arrays,
             figures=("histogram",) if arrays else (),
         )
 
     def _rows(self, moment: Moment) -> Tensor:
-        """Return inputs and chosen output of this rank's examples."""
+        """Return inputs, chosen output and whether it has a label of this rank's examples."""
         reading = moment.reading(self.part, self.examples)
-        inputs, labels = reading.inputs, _labels(reading, self.output)
+        inputs, (labels, labelled) = reading.inputs, _labels(reading, self.output)
         ends = Ends.choose(reading.network, len(inputs), self.output, labels)
-        return torch.cat([inputs.flatten(1).double().cpu(), ends.index[:, None].double()], 1)
+        last = torch.stack([ends.index, labelled.long()], 1)
+        return torch.cat([inputs.flatten(1).double().cpu(), last.double()], 1)
 
 
 class CircuitSymmetry(ThermoCallback):
@@ -201,7 +196,8 @@ class CircuitSymmetry(ThermoCallback):
 
     Of a network with activations that are no gates (tanh, GELU) there are no circuits: both are
     skipped with one notice. Labels y are +1, -1 (or 1, 0) for a scalar output, integer classes or
-    one-hot rows for several; without such labels y = 1.
+    one-hot rows for several; without such labels y = 1. Examples of class -100, torch's
+    ignore_index, are left out with a remark.
 
     Li, *Complexity from Adaptive-Symmetries Breaking*, eqs. 10, 11, 16, 19 and Fig. 3b.
 
@@ -263,50 +259,62 @@ class CircuitSymmetry(ThermoCallback):
 
 
 def _check_output(output: object) -> None:
-    if output is None or output == "target":
+    if output is None or (isinstance(output, str) and output == "target"):
         return
-    if isinstance(output, bool) or not isinstance(output, int | str):
+    if isinstance(output, bool) or not isinstance(output, Integral | str):
         raise TypeError(f'output must be a number or "target", got {output!r}')
-    if isinstance(output, str) or output < 0:
+    if isinstance(output, str) or int(output) < 0:
         raise ValueError(f'output must be "target" or a number from 0 on, got {output!r}')
 
 
-def _labels(reading: Reading, output: Output) -> Tensor | None:
-    """Return the targets if they are labels, for the network's outputs to be judged by.
+def _labels(reading: Reading, output: Output) -> tuple[Tensor | None, Tensor]:
+    """Return the targets if they are labels to judge the outputs by, and who has one, (n,) bool.
 
     Raises:
         TypeError: there are several outputs and neither labels nor `output` choose one.
         ValueError: `output` is not one of them.
     """
-    network, examples = reading.network, len(reading.inputs)
-    if _are_labels(reading.targets, network):
-        return reading.targets
-    if math.prod(network.output_shape) > 1 and output in (None, "target"):
+    network, targets = reading.network, reading.targets
+    examples, outputs = len(reading.inputs), math.prod(network.output_shape)
+    everyone = torch.ones(examples, dtype=torch.bool)
+    why = "there are none"
+    if targets is not None:
+        labelled, labels = everyone, targets
+        if outputs > 1 and targets.dim() == 1 and not targets.is_floating_point():
+            # any class will do: what is found for these examples is left out
+            labelled = (targets != _IGNORE_INDEX).cpu()
+            labels = targets.masked_fill(targets == _IGNORE_INDEX, 0)
+        try:
+            Ends.choose(network, examples, None, labels)
+            return labels, labelled
+        except ValueError as error:  # numbers to be fitted
+            why = str(error)
+    if outputs > 1 and output in (None, "target"):
         raise TypeError(
-            f"the network has {math.prod(network.output_shape)} outputs and the targets are no "
-            "labels that choose one: give CircuitSymmetry(output=), the number of an output"
+            f"the network has {outputs} outputs and the targets are no labels that choose one "
+            f"({why}): give CircuitSymmetry(output=), the number of an output"
         )
     Ends.choose(network, examples, output, None)
-    return None
+    return None, everyone
 
 
-def _are_labels(targets: Tensor | None, network: Network) -> bool:
-    """Whether targets are signs, classes, or rows with one class, and not numbers to be fitted."""
-    if targets is None:
-        return False
-    outputs = math.prod(network.output_shape)
-    values = targets.detach().double()
-    if outputs == 1:
-        found = set(values.unique().tolist())
-        one_each = targets.shape in ((len(targets),), (len(targets), 1))
-        return one_each and (found <= {-1.0, 1.0} or found <= {0.0, 1.0})
-    if targets.dim() == 1:
-        whole_numbers = not targets.is_floating_point() and targets.dtype != torch.bool
-        return whole_numbers and bool(((targets >= 0) & (targets < outputs)).all())
-    if targets.dim() != 2 or targets.shape[1] != outputs:
-        return False
-    one = (values == 1).sum(1) == 1
-    return bool((one & ((values == 1) | (values == values.amin())).all(1)).all())
+def _labelled(moment: Moment, table: Tensor) -> Tensor:
+    """Return the rows of the examples with a label, without the last column, which says so.
+
+    Raises:
+        TypeError: there is none; lasting, for the probe does not change.
+    """
+    kept = table[table[:, -1] == 1, :-1]
+    ignored = f"the class {_IGNORE_INDEX}, torch's ignore_index"
+    if not len(kept):
+        raise TypeError(f"all {len(table)} examples have {ignored}: none is left")
+    if len(kept) < len(table):
+        moment.session.remark(
+            f"{len(table) - len(kept)} of {len(table)} examples have {ignored}, and are left out "
+            "of the circuits",
+            key="ignored in circuits",
+        )
+    return kept
 
 
 def _relative(log_abs: Tensor) -> Tensor:

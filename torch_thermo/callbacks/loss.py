@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -19,6 +20,8 @@ from torch_thermo.risk import Closure, LossFn, Risk, batch_size
 
 _CRITERIA = ("criterion", "loss_fn", "loss")
 _AGREEMENT = 1e-5
+# batches of other targets that a guess is tried on: enough for 1000 classes in batches of 64
+_MOST_TARGETS = 16
 # float32 sums over a batch and over its halves differ by rounding
 _ADDITIVE = 1e-3
 
@@ -121,7 +124,9 @@ def acquire_loss(
        standard losses (nll_loss, cross_entropy, binary_cross_entropy_with_logits, mse_loss,
        l1_loss, smooth_l1_loss, each with its defaults), if the module has a `forward` (or only one
        child with parameters) and criterion(forward(x), y) is the loss of 3 on `batch`: its value
-       and its gradient in the parameters;
+       and its gradient in the parameters, and its value with forward's outputs or the targets
+       altered (an attribute stays where that can't be told: a step that does not call forward, or
+       raises);
     3. the module's `training_step`.
 
     Args:
@@ -145,24 +150,41 @@ def acquire_loss(
         raise ValueError(reason)
     own = _value(model, batch, TRAINING_STEP)
     for source in _guesses(model, batch, own):
-        if _agrees(model, batch, source, own) and _same_gradient(model, batch, source, own):
+        if (
+            _agrees(model, batch, source, own)
+            and _same_gradient(model, batch, source, own)
+            and _same_function(model, batch, source, own)
+        ):
             return source
     return TRAINING_STEP
 
 
-def disagreement(model: Any, batch: Any, source: LossSource) -> str | None:
-    """Return a notice if a guess has ceased to be training_step's loss; else None.
+def disagrees(model: Any, batch: Any, source: LossSource) -> bool:
+    """Return whether a guess has ceased to be training_step's loss.
 
     A penalty that is ramped up from zero is not there when the loss is acquired.
     """
     if not source.guess:
-        return None
+        return False
     own = _value(model, batch, TRAINING_STEP)
-    if math.isnan(own) or _agrees(model, batch, source, own):
-        return None  # what is not finite is reported by the measurement
-    return (
-        f"{source.guess} was training_step's loss when measuring began and no longer is: what is "
-        "measured is the criterion; give loss_fn= or closure= to decide"
+    # what is not finite is reported by the measurement
+    return not (math.isnan(own) or _agrees(model, batch, source, own))
+
+
+def refuted(source: LossSource, step: int) -> tuple[LossSource, str]:
+    """Return what is measured once a guess is no longer training_step's loss, and the notice.
+
+    The module's own criterion stays: it is what its author calls the loss. A standard loss does
+    not, for nothing but its agreement with training_step spoke for it.
+    """
+    told = f"{source.guess} was training_step's loss when measuring began and no longer is: "
+    if source.criterion is not None:
+        return source, (
+            f"{told}what is measured is the criterion; give loss_fn= or closure= to decide"
+        )
+    description = f"training_step from step {step} on, before {source.guess}"
+    return replace(TRAINING_STEP, description=description), (
+        f"{told}from step {step} on training_step is measured; give loss_fn= or closure= to decide"
     )
 
 
@@ -255,3 +277,88 @@ def _same_gradient(model: Any, batch: Any, source: LossSource, own: float) -> bo
     except Exception:  # that there is none is the measurement's to say
         return False
     return bool((mine - theirs).norm() <= _AGREEMENT * theirs.norm() + 1e-12)
+
+
+def _same_function(model: Any, batch: Any, source: LossSource, own: float) -> bool:
+    """Return whether a loss is training_step's at other outputs and other targets too.
+
+    At one point losses may be equal with their gradients: while no output exceeds 1, the hinge
+    max(0, 1 - y T) of labels +-1 is |T - y|; half a squared error is smooth_l1 for residuals
+    below 1; the weight of a class, or that it is ignored, shows only where it occurs.
+    """
+    attribute = source.criterion is not None
+    shows = False
+    agree = True
+    for change, other in (
+        *((change, batch) for change in _CHANGES),
+        *((_as_it_is, other) for other in _with_other_targets(model, batch)),
+    ):
+        with _altered(model, change):
+            try:
+                altered = _value(model, other, TRAINING_STEP)
+            except Exception:  # outputs that the loss can't take: no evidence for a guess
+                agree = agree and attribute
+                continue
+            shows = shows or (other is batch and altered != own)
+            agree = agree and _agrees(model, other, source, altered)
+    # a step that does not call forward says nothing of the function
+    return agree if shows else attribute
+
+
+def _with_other_targets(model: Any, batch: Any) -> Iterator[Any]:
+    """Return batches of the same inputs in which every class occurs; noise on other targets."""
+    pair = _output_and_target(model, batch)
+    if pair is None or not all(isinstance(part, Tensor) for part in pair):
+        return
+    output, target = pair
+    if target.dtype == torch.bool:
+        return
+    places = torch.arange(target.numel(), device=target.device).reshape(target.shape)
+    if target.is_floating_point():
+        found = set(target.detach().unique().tolist()) if target.numel() else set()
+        low = 0.0 if found <= {0.0, 1.0} else -1.0 if found <= {-1.0, 1.0} else None
+        others = [_with_noise(target, 1.0) if low is None else torch.where(places % 2 == 0, 1, low)]
+    else:
+        # one class after the other: a weight common to all examples would cancel in the mean
+        classes = max(2, output.shape[1] if output.dim() > 1 else 2)
+        firsts = range(0, classes, max(1, target.numel()))[:_MOST_TARGETS]
+        others = [(places + first) % classes for first in firsts]
+    for other in others:
+        yield type(batch)((batch[0], other.to(target), *batch[2:]))
+
+
+def _as_it_is(output: Tensor) -> Tensor:
+    return output
+
+
+@contextmanager
+def _altered(model: Any, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Let what the forward returns pass through `change`, whoever calls it."""
+    own = vars(model).get("forward")
+    # of a shadow without a forward its only child
+    called = own if isinstance(own, nn.Module) else model
+    before = vars(called).get("forward")
+    forward = called.forward
+    vars(called)["forward"] = lambda *args, **kwargs: change(forward(*args, **kwargs))
+    try:
+        yield
+    finally:
+        if before is None:
+            del vars(called)["forward"]
+        else:
+            vars(called)["forward"] = before
+
+
+def _with_noise(output: Tensor, size: float | None) -> Tensor:
+    """Add the same normal noise at each call, of some size or of the output's own."""
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(output.shape, generator=generator).to(output)
+    return output + noise * (output.detach().square().mean().sqrt() if size is None else size)
+
+
+_CHANGES: tuple[Callable[[Tensor], Tensor], ...] = (
+    lambda output: 10.0 * output,
+    lambda output: -10.0 * output,
+    lambda output: 0.1 * output,
+    *(partial(_with_noise, size=size) for size in (None, 1.0, 10.0)),
+)

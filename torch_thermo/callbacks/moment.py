@@ -149,7 +149,9 @@ class Moment:
         # its own step where a loss_fn is given may draw from what can't be copied
         if closure is None and self.session.loss_fn is None and self.model.automatic_optimization:
             closure = training_loss
-        inputs, targets, last = examples_of(self.model, name, batches, closure)
+        name, inputs, targets, last = examples_of(self.model, name, batches, closure)
+        # a loss_fn that is given beside a part is one of the part's output
+        last = last or (part is not None and self.session.loss_fn is not None)
         if name not in self._networks:
             self._networks[name] = read_part(self.model, name, inputs)
         return Reading(self._networks[name], inputs, targets, last)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,10 @@ class Outlet:
         self._loggers: list[Any] = []
         self._resumed_at = -1
         self._known: set[str] = set()
+        # seconds: of earlier parts of the run, and in this one those of each callback, by its place
+        self._earlier: Mapping[str, Any] = {}
+        self._spent: list[Mapping[str, float]] = [{}]
+        self._place = 0
         # {observable: last step its ridgeline was drawn at}, {observable: last step with arrays}
         self._drawn: dict[str, int] = {}
         self._undrawn: dict[str, int] = {}
@@ -74,6 +79,9 @@ class Outlet:
         if siblings and not taken & set(observables):
             self.store, self.run_id = siblings[0].store, siblings[0].run_id
             self._resumed_at, self._known = siblings[0]._resumed_at, siblings[0]._known
+            self._earlier, self._spent = siblings[0]._earlier, siblings[0]._spent
+            self._place = len(self._spent)
+            self._spent.append({})
             return
         logged = bool(self._loggers) and not trainer.fast_dev_run and log_dir is not None
         folder = _logger_directory(self._loggers[0], str(log_dir)) if logged else None
@@ -85,9 +93,11 @@ class Outlet:
         if siblings:
             # one tag with two values at a step would show neither
             self._loggers = []
+            twice = sorted(taken & set(observables))
+            are = "is" if len(twice) == 1 else "are"
             self._notice(
-                f"{', '.join(sorted(taken & set(observables)))} is measured by two callbacks of "
-                f"this run: the measurements of the second go to {where} and to no logger"
+                f"{', '.join(twice)} {are} measured by two callbacks of this run: the measurements "
+                f"of the second go to {where} and to no logger"
             )
             return
         if not self._loggers:
@@ -166,6 +176,8 @@ class Outlet:
     ) -> None:
         """Write what the run says of itself, beside what callbacks of the same run have said.
 
+        Measurements are counted where they are, in the store; seconds are those of the earlier
+        parts of a resumed run and of all callbacks of this one. To say it again changes nothing.
         Ridgelines are drawn up to the last measurement.
         """
         for observable in list(self._undrawn):
@@ -173,13 +185,19 @@ class Outlet:
 
         def write(store: Store) -> None:
             known = store.meta
-            seconds = {**known.get("seconds", {}).get("measuring", {}), **measuring}
+            counted = _counted(store, measurements)
+            self._spent[self._place] = dict(measuring)
+            here = total - sum(sum(spent.values()) for spent in self._spent)
+            training = float(self._earlier.get("training", 0.0)) + here
+            seconds = Counter(self._earlier.get("measuring", {}))
+            for spent in self._spent:
+                seconds.update(spent)
             store.write_meta(
                 {
                     **facts,
-                    "measurements": {**known.get("measurements", {}), **measurements},
+                    "measurements": {**known.get("measurements", {}), **counted},
                     "skipped": {**known.get("skipped", {}), **skipped},
-                    "seconds": {"training": total - sum(seconds.values()), "measuring": seconds},
+                    "seconds": {"training": training, "measuring": dict(seconds)},
                 }
             )
 
@@ -216,6 +234,7 @@ class Outlet:
                 continues=continues,
             )
             self.run_id = self.store.id
+            self._earlier = _seconds(continues or self.store.path)
             if continues is None and step:
                 self._resumed_at, self._known = step, _observed(self.store, step)
         except (OSError, ValueError) as error:
@@ -298,6 +317,23 @@ def _observed(store: Store, step: int) -> set[str]:
     run = load_run(store.path)
     series = {name: run.series(name).steps for name in run.names}
     return {name.partition("/")[0] for name, steps in series.items() if step in steps}
+
+
+def _counted(store: Store, observables: Iterable[str]) -> dict[str, int]:
+    """Return at how many steps each is stored, in the earlier parts of the run too."""
+    steps: dict[str, set[int]] = {name: set() for name in observables}
+    run = load_run(store.path)
+    for name in run.names if steps else ():
+        observable = name.partition("/")[0]
+        if observable in steps:
+            steps[observable].update(run.series(name).steps.tolist())
+    return {name: len(found) for name, found in steps.items()}
+
+
+def _seconds(path: Path) -> Mapping[str, Any]:
+    """Return what a run has said of the seconds it took so far."""
+    seconds = load_run(path).meta.get("seconds", {})
+    return seconds if isinstance(seconds, dict) else {}
 
 
 def _supersede(writer: Any, step: int) -> None:

@@ -15,8 +15,9 @@ from torch_thermo.callbacks.loss import (
     TRAINING_STEP,
     LossSource,
     acquire_loss,
-    disagreement,
+    disagrees,
     partition,
+    refuted,
 )
 from torch_thermo.callbacks.moment import Measurement, Moment, completed_updates
 from torch_thermo.callbacks.outlet import Outlet, Rows
@@ -42,6 +43,7 @@ class Session:
     """One run's measuring, from the first batch to the end.
 
     Attributes:
+        owner: the name of the callback's class.
         probe: what is measured on.
         source: where the loss comes from, once it is known.
         outlet: where measurements go.
@@ -50,8 +52,14 @@ class Session:
     """
 
     def __init__(
-        self, probe: Probe, loss_fn: LossFn | None, closure: Closure | None, seed: int
+        self,
+        probe: Probe,
+        loss_fn: LossFn | None,
+        closure: Closure | None,
+        seed: int,
+        owner: str,
     ) -> None:
+        self.owner = owner
         self.probe = probe
         self.loss_fn = loss_fn
         self.closure = closure
@@ -124,10 +132,9 @@ class Session:
             source = self._on_all_ranks(
                 trainer, "the loss can't be measured", lambda: self._checked_source(shadow)
             )
-            if self.source is None and source is not None:
-                self.source = self._agreed(trainer, source)
-                _log.info("the loss is %s", self.source.description)
-            moment.source = None if source is None else self.source
+            if source is not None:
+                self._take(trainer, source, moment.step)
+                moment.source = self.source
         return moment
 
     def _on_all_ranks(
@@ -154,13 +161,25 @@ class Session:
         return self._shadow(trainer, pl_module, runs=True) if self.probe.complete else None
 
     def _checked_source(self, model: Any) -> LossSource:
+        """Return the source as this rank sees it: training_step in place of a refuted guess."""
         batch = self.probe.batches[0]
-        source = self.source or acquire_loss(model, batch, self.loss_fn, self.closure)
-        check = partition if self.source is None else disagreement
-        changed = check(model, batch, source)
-        if changed:
-            self.remark(changed)
+        if self.source is not None:
+            return TRAINING_STEP if disagrees(model, batch, self.source) else self.source
+        source = acquire_loss(model, batch, self.loss_fn, self.closure)
+        told = partition(model, batch, source)
+        if told:
+            self.remark(told)
         return source
+
+    def _take(self, trainer: Trainer, source: LossSource, step: int) -> None:
+        """Agree on the source, at first and as long as it is a guess; all ranks enter."""
+        if self.source is None:
+            self.source = self._agreed(trainer, source)
+            _log.info("the loss is %s", self.source.description)
+        elif self.source.guess and self._agreed(trainer, source) is not self.source:
+            told = self.source.guess
+            self.source, notice = refuted(self.source, step)
+            self.remark(notice, key=f"{told} is refuted")
 
     def _agreed(self, trainer: Trainer, source: LossSource) -> LossSource:
         """Return a source that is the same on all ranks, for they reduce alike."""
@@ -210,9 +229,9 @@ class Session:
             _warn(f"torch-thermo never measured {', '.join(untold)}: {told or short}")
 
     def warn_of_nothing(self, reason: str) -> None:
-        """Warn loudly of a run without a measurement."""
+        """Warn loudly of a run without a measurement; another callback may have made some."""
         if self._rank_zero:
-            _warn(f"torch-thermo measured NOTHING in this run: {reason}")
+            _warn(f"torch-thermo: {self.owner} measured NOTHING in this run: {reason}")
 
     @property
     def store(self) -> Store | None:

@@ -16,6 +16,22 @@ from torch_thermo.symmetry import SymmetryTest, symmetry_test
 RANKED = 100_000
 
 
+def stored_scalars(test: SymmetryTest) -> dict[str, float]:
+    """Return what is stored of a test, under the names that every symmetry callback uses."""
+    low, high = test.interval
+    return {
+        "n": float(test.n),
+        "sign_balance": test.sign_balance,
+        "low": low,
+        "high": high,
+        "butler": test.butler,
+        "butler_p": test.butler_p,
+        "odd_moment": test.odd_moment,
+        "w_sym": test.w_sym,
+        "w_sym_null": test.w_sym_null,
+    }
+
+
 def symmetries(layers: Iterable[tuple[str, Tensor]], seed: int) -> Measurement:
     """Return the symmetry of all entries and of each layer's, with their histograms.
 
@@ -37,18 +53,7 @@ def symmetries(layers: Iterable[tuple[str, Tensor]], seed: int) -> Measurement:
     # layers may lie on several devices
     together = [flat.to(next(iter(entries.values())).device) for flat in entries.values()]
     pooled = torch.cat(together) if together else torch.zeros(0)
-    test = symmetry_test(pooled, seed, RANKED)
-    scalars = {
-        "n": float(test.n),
-        "sign_balance": test.sign_balance,
-        "low": test.interval[0],
-        "high": test.interval[1],
-        "butler": test.butler,
-        "butler_p": test.butler_p,
-        "odd_moment": test.odd_moment,
-        "w_sym": test.w_sym,
-        "w_sym_null": test.w_sym_null,
-    }
+    scalars = stored_scalars(symmetry_test(pooled, seed, RANKED))
     for name, layer in tests.items():
         scalars[f"layer/{name}"] = layer.sign_balance
         scalars[f"w_sym/{name}"] = layer.w_sym

@@ -15,9 +15,11 @@ class WeightSymmetry(ThermoCallback):
     Stored as `weight_symmetry`, all from `symmetry_test`: n (nonzero entries), sign_balance with
     its 95 % Wilson interval low, high, butler with butler_p, odd_moment, w_sym beside its null
     w_sym_null; and layer/<parameter> (sign balance), w_sym/<parameter>, w_sym_null/<parameter>.
-    Histograms of all entries and of each parameter as arrays. Interval and p-value are those of
-    independent entries: trained weights are not, so there they describe and do not test. Butler's
-    test and w_sym order at most 100,000 entries by size, chosen by `seed`; the rest counts all.
+    Histograms of all entries and of each parameter as arrays. Frozen parameters are left out, for
+    training does not move them; the function `weight_symmetry` tests them too. Interval and p-value
+    are those of independent entries: trained weights are not, so there they describe and do not
+    test. Butler's test and w_sym order at most 100,000 entries by size, chosen by `seed`; the rest
+    counts all.
 
     Li, Fig. 3a.
 

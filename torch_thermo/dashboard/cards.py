@@ -159,13 +159,15 @@ CARDS: dict[str, Card] = {
         "between .15 and .7 on the paper's nets. Late in training a misclassified few carry the "
         "mean: the median tells of the many.",
         floor="`bulk_stderr`, `boundary_stderr` over the examples, and `converged`, the share of "
-        "examples whose minimum was found: far below 1, the mean is of the others.",
+        "examples whose search ended at a stationary point: far below 1, the means are bounds from "
+        "above. Behind a bent output activation a lower minimum may lie elsewhere.",
         source=f"{VANCHURIN}, eqs. 2.11, 3.1 and 3.2, Figs. 2 and 3.",
     ),
     "circuit_symmetry": Card(
         title="All circuits of the net, exactly",
         shows="A circuit is a path from an input to the output, one weight a layer; its product "
-        "with the input, summed over all paths, is the output T. `sign_balance`: S, positive minus "
+        "with the input, summed over all paths, is the output T; paths from biases count too, a "
+        "bias has the input 1. `sign_balance`: S, positive minus "
         "negative paths as a share. `mass_asymmetry`: y T/A, the output over the sum of all sizes. "
         "`positive`: the share of examples with y T/A > 0, with its 95 % interval "
         "`positive_low`, `positive_high`. `alive_log10`: log10 of the number of alive paths.",

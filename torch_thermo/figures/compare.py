@@ -11,7 +11,7 @@ from torch_thermo.figures import style
 from torch_thermo.figures.panels import MARKED, Curve, draw_curves
 from torch_thermo.figures.scale import Floats, Scale
 from torch_thermo.store import Run
-from torch_thermo.store.quantities import NULL, QUANTITIES, Quantity
+from torch_thermo.store.quantities import QUANTITIES, Quantity
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -26,8 +26,8 @@ BINS = 50
 
 def draw_quantity(
     axes: Axes, runs: Sequence[tuple[str, Run]], quantity: Quantity, width: float = 3.5
-) -> None:
-    """One quantity of several runs over steps, with its spread or from 0 to its null as a band.
+) -> dict[str, Artist]:
+    """One quantity of several runs over steps, with its spread as a band or beside its null.
 
     A series of very many points, such as one with a value at every step, is drawn as the medians
     of even stretches of the logarithm of the step, with a band from the lower to the upper
@@ -38,16 +38,21 @@ def draw_quantity(
         runs: label and stored run of each; one that has not measured the quantity has no curve.
         quantity: what to draw.
         width: of the panel in inches.
+
+    Returns:
+        The curve of each run that has one, by its label, for a legend: the panel's own names only
+        what the bands are.
     """
     curves = [_curve(label, run, quantity) for label, run in runs]
-    draw_curves(
+    return draw_curves(
         axes,
         curves,
         ylabel=quantity.symbol or "value",
         yscale=_scale(quantity, curves),
-        title=quantity.label,
+        title=style.wrapped(style.plain(quantity.label), width),
         zero_line=any(np.any(np.asarray(curve.y) < 0) for curve in curves),
         width=width,
+        named=False,
     )
 
 
@@ -84,28 +89,15 @@ def compare(
     figure, panels = style.new_figure(width, height, rows, columns)
     handles: dict[str, Artist] = {}
     for axes, quantity in zip(panels, quantities, strict=False):
-        draw_quantity(axes, runs, quantity, width / columns - 0.7)
-        handles = _taken(axes, labels) | handles
-        style.legend(axes, quantity.label, width / columns - 0.7)
+        handles = draw_quantity(axes, runs, quantity, width / columns - 0.7) | handles
     for axes in panels[len(quantities) :]:
         axes.remove()
     # one legend of the runs for all panels: of many runs it is as large as a panel
     found = [label for label in labels if label in handles]
-    style.figure_legend(figure, [handles[label] for label in found], found, names)
+    texts = [style.plain(label) for label in found]
+    style.figure_legend(figure, [handles[label] for label in found], texts, names)
     style.caption(figure, caption)
     return figure
-
-
-def _taken(axes: Axes, labels: Sequence[str]) -> dict[str, Artist]:
-    """The curves of a panel by their runs, taken out of its legend; bands stay there."""
-    handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-    legend = axes.get_legend()
-    if legend is not None:
-        legend.remove()
-    taken = {label: handles[label] for label in labels if label in handles}
-    for label, handle in taken.items():
-        handle.set_label(f"_{label}")  # matplotlib's sign for what is in no legend
-    return taken
 
 
 def compare_groups(
@@ -132,6 +124,9 @@ def _curve(label: str, run: Run, quantity: Quantity) -> Curve:
         return Curve(label, np.zeros(0), np.zeros(0))
     series = run.series(quantity.name)
     steps, values = series.steps.astype(np.float64), series.values
+    null = _beside(run, quantity, (quantity.null,), steps) if quantity.null else None
+    if null is not None:
+        return Curve(label, steps, values, null=null[0])
     edges = _edges(run, quantity, steps, values)
     if edges is not None:
         return Curve(label, steps, values, *edges)
@@ -144,20 +139,26 @@ def _edges(
     run: Run, quantity: Quantity, steps: Floats, values: Floats
 ) -> tuple[Floats, Floats, str] | None:
     """Lower and upper edge of the band and what it is, if they were stored at the same steps."""
-    sides = quantity.spread or ((quantity.null,) if quantity.null else ())
-    names = [quantity.beside(side) for side in sides]
+    sides = _beside(run, quantity, quantity.spread, steps)
+    if sides is None:
+        return None
+    first, last = sides[0], sides[-1]
+    if len(sides) == 1:
+        return values - first, values + first, quantity.spread_name
+    return first, last, quantity.spread_name
+
+
+def _beside(
+    run: Run, quantity: Quantity, others: Sequence[str], steps: Floats
+) -> list[Floats] | None:
+    """Other quantities of the same observable, if all were stored at the same steps."""
+    names = [quantity.beside(other) for other in others]
     if not names or any(name not in run.names for name in names):
         return None
     series = [run.series(name) for name in names]
     if any(not np.array_equal(side.steps, steps) for side in series):
         return None
-    first, last = series[0].values, series[-1].values
-    if quantity.null:
-        # a logarithmic axis has no 0: the band reaches below what it shows
-        return np.zeros_like(first), first, f"up to the {NULL}"
-    if len(series) == 1:
-        return values - first, values + first, quantity.spread_name
-    return first, last, quantity.spread_name
+    return [side.values for side in series]
 
 
 def _binned(label: str, steps: Floats, values: Floats) -> Curve:

@@ -18,6 +18,7 @@ from torch_thermo.figures import style
 from torch_thermo.figures.scale import Floats, Scale, set_scale
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -94,7 +95,8 @@ def draw_curves(
     title: str | None = None,
     zero_line: bool = False,
     width: float = 5.2,
-) -> None:
+    named: bool = True,
+) -> dict[str, Artist]:
     """Draw curves into a panel.
 
     Args:
@@ -107,7 +109,12 @@ def draw_curves(
         title: of the panel.
         zero_line: whether to mark 0.
         width: of the panel in inches, for the legend's rows.
+        named: whether the panel's legend names the curves; bands and the floor are in it anyway.
+
+    Returns:
+        The line of each curve that has a finite point, by its label: for another legend.
     """
+    lines: dict[str, Artist] = {}
     finite = [curve.finite() for curve in series]
     nulls = [
         Curve(NULL, curve.x, curve.null).finite()[:2] if curve.null is not None else ((), ())
@@ -123,11 +130,13 @@ def draw_curves(
             axes.fill_between(x, low, high, color=look["color"], alpha=0.2, linewidth=0, label=name)
             bands.add(curve.band)
         if curve.faint:
-            _draw_points(axes, x, y, curve.label, look["color"])
+            lines[curve.label] = _draw_points(axes, x, y, curve.label, look["color"])
             continue
         if len(x) > MARKED:
             look |= {"marker": None, "linestyle": "-"}
-        axes.plot(x, y, label=curve.label, linewidth=1.5, markersize=4, zorder=2.5, **look)
+        label = curve.label if named else None
+        (line,) = axes.plot(x, y, label=label, linewidth=1.5, markersize=4, zorder=2.5, **look)
+        lines[curve.label] = line
         if len(nulls[index][0]):
             thin = {**look, "linestyle": ":", **_OPEN}
             axes.plot(*nulls[index], zorder=2.2, **thin)
@@ -135,7 +144,7 @@ def draw_curves(
     axes.set_ylabel(ylabel, fontsize=style.TEXT)
     if not any(len(x) for x, _, _, _ in finite):
         say_empty(axes, title)
-        return
+        return lines
     if zero_line:
         axes.axhline(0.0, color=style.INK, linewidth=0.8, zorder=1.5)
     set_scale(axes, "x", xscale, np.concatenate([x for x, _, _, _ in finite]), threshold=1.0)
@@ -144,6 +153,7 @@ def draw_curves(
     if any(len(x) for x, _ in nulls):
         axes.plot([], [], ":", color=style.INK, marker="o", **_OPEN, label=NULL)
     style.legend(axes, title, width)
+    return lines
 
 
 def curves(
@@ -257,10 +267,12 @@ def histogram(
     return figure
 
 
-def _draw_points(axes: Axes, x: Floats, y: Floats, label: str, color: str) -> None:
+def _draw_points(axes: Axes, x: Floats, y: Floats, label: str, color: str) -> Artist:
     """A cloud of points as background, with a handle in the legend that can be seen."""
     axes.plot(x, y, linestyle="none", marker=".", markersize=2, color=color, alpha=0.4, zorder=1.8)
-    axes.plot([], [], linestyle="none", marker=".", markersize=6, color=color, label=label)
+    look: dict[str, Any] = {"linestyle": "none", "marker": ".", "markersize": 6, "color": color}
+    (handle,) = axes.plot([], [], label=label, **look)
+    return handle
 
 
 def say_empty(axes: Axes, title: str | None, reason: str = "no finite measurement") -> None:

@@ -9,6 +9,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.ticker import Formatter
 
 __all__ = ["DECADES", "Floats", "Scale", "set_scale", "signed_ticks"]
 
@@ -46,6 +47,8 @@ def set_scale(
     low, high = float(values.min()), float(values.max())
     if scale == "linear" or sizes.size == 0:
         setter("linear")
+        if which == "y":
+            axis.set_major_formatter(_powers())
         return
     if scale == "log" and low > 0:
         setter("log")
@@ -66,6 +69,25 @@ def set_scale(
     axis.set_major_formatter(FixedFormatter([text for _, text in ticks]))
     axis.set_minor_locator(FixedLocator(_minor_ticks(start, end, threshold)))
     axis.set_minor_formatter(NullFormatter())
+
+
+def _powers() -> Formatter:
+    """Linear ticks with their power of ten each.
+
+    matplotlib writes a common one above the axis, where the legend is.
+    """
+    from matplotlib.ticker import ScalarFormatter
+
+    class Powers(ScalarFormatter):
+        def __call__(self, x: float, pos: int | None = None) -> str:
+            text = super().__call__(x, pos)
+            power = super().get_offset().partition("e")[2]  # of "1e-9"
+            return rf"${text}\cdot 10^{{{power}}}$" if power and x else text
+
+        def get_offset(self) -> str:
+            return ""
+
+    return Powers(useOffset=False, useMathText=False)
 
 
 def signed_ticks(low: float, high: float, threshold: float) -> list[tuple[float, str]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import textwrap
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,9 +30,11 @@ __all__ = [
     "legend_columns",
     "new_figure",
     "panel_title",
+    "plain",
     "render",
     "save",
     "series_style",
+    "wrapped",
 ]
 
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
@@ -44,6 +47,20 @@ DOTS_PER_INCH = 100  # 6 inches are then 600 pixels, the width everything must b
 TEXT = 10.0
 SMALL = 8.5
 INK = "#222222"
+
+# for names that the usual font cannot write; those that are installed are asked in turn
+_FALLBACK = (
+    "Noto Sans CJK SC",
+    "Noto Sans CJK JP",
+    "Source Han Sans SC",
+    "WenQuanYi Zen Hei",
+    "Droid Sans Fallback",
+    "PingFang SC",
+    "Hiragino Sans",
+    "Microsoft YaHei",
+    "Malgun Gothic",
+    "Arial Unicode MS",
+)
 
 
 def series_style(index: int) -> dict[str, Any]:
@@ -95,7 +112,8 @@ def new_figure(
 def panel_title(axes: Axes, title: str | None) -> None:
     """Write a panel's title at the left, above where its legend goes."""
     if title:
-        axes.set_title(title, loc="left", fontsize=TEXT, fontweight="bold", color=INK)
+        look = {"family": _fonts(), "size": TEXT, "weight": "bold"}
+        axes.set_title(title, loc="left", fontproperties=look, color=INK)
 
 
 def legend(axes: Axes, title: str | None = None, width: float = 5.2) -> None:
@@ -133,7 +151,7 @@ def legend(axes: Axes, title: str | None = None, width: float = 5.2) -> None:
         columnspacing=1.4,
         title=title,
         alignment="left",
-        title_fontproperties={"size": TEXT, "weight": "bold"},
+        title_fontproperties={"family": _fonts(), "size": TEXT, "weight": "bold"},
     )
 
 
@@ -142,17 +160,19 @@ def figure_legend(
 ) -> None:
     """One legend for all panels of a figure, above them, read row by row."""
     order = [place for column in range(columns) for place in range(column, len(labels), columns)]
-    figure.legend(
+    drawn = figure.legend(
         [handles[place] for place in order],
-        [labels[place] for place in order],
+        [str(place) for place in order],
         loc="outside upper left",
         ncols=columns,
         frameon=False,
-        fontsize=SMALL,
+        prop={"family": _fonts(), "size": SMALL},
         labelcolor=INK,
         handlelength=2.6,
         columnspacing=1.4,
     )
+    for text, place in zip(drawn.get_texts(), order, strict=True):
+        text.set_text(labels[place])  # a label that begins with _ would get no entry
 
 
 def legend_columns(labels: Sequence[str], width: float) -> int:
@@ -169,6 +189,48 @@ def _letters(label: str) -> int:
     return len(re.sub(r"[${}^_]", "", re.sub(r"\\([a-zA-Z]+ ?|.)", "x", label)))
 
 
+def plain(text: str) -> str:
+    """A name from outside, such as a folder's, for a text that is otherwise read as mathtext.
+
+    A dollar is a dollar, and what no font can write is shown as U+FFFD: matplotlib would draw a box
+    and warn at each drawing.
+    """
+    known = _characters()
+    return "".join(c if ord(c) in known else "\ufffd" for c in text).replace("$", r"\$")
+
+
+def wrapped(text: str, width: float) -> str:
+    """A bold title cut into lines of a panel's width in inches, after ``/``, ``.`` and blanks."""
+    most = max(1, int(width / 0.092))
+    lines = [""]
+    for part in re.findall(r"[^/. ]*[/. ]|[^/. ]+", text):
+        if lines[-1] and len(lines[-1]) + len(part.rstrip()) > most:
+            lines.append("")
+        pieces = [part[start : start + most] for start in range(0, len(part), most)]
+        lines[-1] += pieces[0]
+        lines += pieces[1:]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+@cache
+def _fonts() -> list[str]:
+    """The family in use, and of the fallback those that are installed."""
+    from matplotlib import font_manager, rcParams
+
+    installed = {font.name for font in font_manager.fontManager.ttflist}
+    return [*rcParams["font.family"], *(name for name in _FALLBACK if name in installed)]
+
+
+@cache
+def _characters() -> frozenset[int]:
+    """What these fonts can write."""
+    from matplotlib import font_manager
+
+    properties = [font_manager.FontProperties(family=[name]) for name in _fonts()]
+    fonts = [font_manager.get_font(font_manager.findfont(one)) for one in properties]
+    return frozenset(code for font in fonts for code in font.get_charmap())
+
+
 def caption(figure: Figure, text: str | None) -> None:
     """Write below the figure what was measured: data, net, step, m, k, probe.
 
@@ -179,9 +241,9 @@ def caption(figure: Figure, text: str | None) -> None:
     if text:
         letters = int(figure.get_figwidth() * 15.5)
         text = text.replace(" = ", "\u00a0=\u00a0")  # kept on one line
-        figure.supxlabel(
-            "\n".join(textwrap.wrap(text, letters)), x=0.01, ha="left", fontsize=SMALL, color="#555"
-        )
+        look = {"family": _fonts(), "size": SMALL}
+        lines = "\n".join(textwrap.wrap(text, letters))
+        figure.supxlabel(lines, x=0.01, ha="left", fontproperties=look, color="#555")
 
 
 def render(figure: Figure) -> np.ndarray[Any, np.dtype[np.uint8]]:

@@ -58,10 +58,11 @@ class Follower:
 
     def __init__(self, root: Call, graph: Graph, examples: Tensor) -> None:
         self._root = root
+        self._values: dict[Node, Any] = {}
         needed = _needed(graph)
+        self._refuse_unused_in_place(graph, needed)
         self._nodes = [node for node in graph.nodes if node in needed]
         *inner, output = self._nodes
-        self._values: dict[Node, Any] = {}
         for node in inner:
             taken = node.op == "placeholder"
             self._values[node] = _Flow(examples, ()) if taken else self._followed(node)
@@ -79,6 +80,34 @@ class Follower:
                 value = self._attribute(str(node.target))
                 found += [value] if isinstance(value, nn.Parameter) else []
         return list({id(parameter): parameter for parameter in found}.values())
+
+    def _refuse_unused_in_place(self, graph: Graph, needed: set[Node]) -> None:
+        """Refuse ``F.relu_(x)`` whose result is not used: in the graph it is no step."""
+        computed: set[Node] = set()
+        for node in graph.nodes:
+            if node.op == "placeholder" or computed.intersection(node.all_input_nodes):
+                computed.add(node)
+            if node not in needed and computed.intersection(self._changed(node)):
+                raise unreadable(
+                    *self._label(node),
+                    "it works in place on what comes from the input, and its result is not used",
+                    "assign its result (x = F.relu(x))",
+                )
+
+    def _changed(self, node: Node) -> list[Any]:
+        """Return the arguments that a call changes in place."""
+        if node.op == "call_module":
+            in_place = getattr(self._root.get_submodule(str(node.target)), "inplace", False)
+        elif node.op in ("call_function", "call_method"):
+            name = getattr(node.target, "__name__", str(node.target))
+            # requires_grad_ leaves the numbers as they are
+            in_place = name.endswith("_") and not name.endswith(("__", "requires_grad_"))
+            # torch.nn.functional notes its arguments by their names
+            in_place = in_place or bool(node.kwargs.get("inplace"))
+        else:
+            return []
+        first = node.args[:1] or tuple(node.kwargs.values())[:1]
+        return [*(first if in_place else ()), node.kwargs.get("out")]
 
     def _finish(self, output: Node) -> tuple[Step, ...]:
         returned = output.args[0]
@@ -152,7 +181,8 @@ class Follower:
         if node.op == "call_module":
             module = self._root.get_submodule(str(node.target))
             reader = MODULES[module_class(module)][0]
-            return lambda x: reader(label, module, x)
+            # torch.nn's modules have one input, which may be given by its name
+            return lambda *args, **kwargs: reader(label, module, *args, *kwargs.values())
         _, function = _named(node)
         if function is None or flows > 1:
             raise unreadable(*label, *refusal(label.kind, joins=flows > 1))
@@ -164,7 +194,7 @@ class Follower:
             return Label(within(str(node.target)), module_class(module).__name__)
         kind, _ = _named(node)
         for other in node.all_input_nodes:
-            value = self._values[other]
+            value = self._values.get(other)
             if isinstance(value, Live) and (owner := within(value.name.rpartition(".")[0])):
                 return Label(owner, kind)
         stack = node.meta.get("nn_module_stack") or {}
@@ -174,7 +204,7 @@ class Follower:
 
 def _needed(graph: Graph) -> set[Node]:
     """Return the nodes that the output depends on, itself included."""
-    output = next(iter(reversed(graph.nodes)))
+    output = next(node for node in graph.nodes if node.op == "output")
     needed, waiting = {output}, [output]
     while waiting:
         for node in waiting.pop().all_input_nodes:

@@ -21,12 +21,15 @@ from torch_thermo.network.operations import (
     AveragePool,
     Convolution,
     Dense,
+    Elementwise,
     MaxPool,
     Reshape,
     Scale,
 )
 
 __all__ = ["FUNCTIONS", "METHODS", "READERS"]
+
+_RELU = next(activation for activation in ACTIVATIONS if activation.name == "relu")
 
 T = TypeVar("T")
 Size = int | Sequence[int]
@@ -209,6 +212,18 @@ def mean(label: Label, input: Tensor, dim: Size | None = None, keepdim: bool = F
     return pool, Reshape(*label, left[1:])
 
 
+# --- limits
+
+
+def clamp(label: Label, input: Tensor, min: Any = None, max: Any = None) -> Operations:
+    """`torch.clamp` between numbers; ``clamp(min=0)`` is a ReLU."""
+    if not all(limit is None or isinstance(limit, int | float) for limit in (min, max)):
+        raise label.refuse("its limits are tensors, not numbers")
+    if min == 0 and max is None:
+        return _RELU.read(label, input)
+    return (Elementwise(*label, lambda x: torch.clamp(x, min, max)),)
+
+
 # --- what does nothing to the numbers
 
 
@@ -273,6 +288,7 @@ READERS: dict[str, Callable[..., Operations]] = {
     **{f"adaptive_max_pool{n}d": adaptive_max_pool(n) for n in (1, 2, 3)},
     **{f"adaptive_avg_pool{n}d": adaptive_average_pool(n) for n in (1, 2, 3)},
     "mean": mean,
+    **{name: clamp for name in ("clamp", "clip")},
     "dropout": dropout,
     **{f"dropout{n}d": dropout for n in (1, 2, 3)},
     "alpha_dropout": dropout,

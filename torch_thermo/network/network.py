@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from torch_thermo.network.errors import unreadable
-from torch_thermo.network.operations import Operation
+from torch_thermo.network.operations import Convolution, Dense, Operation
 from torch_thermo.network.reading import read_model
 from torch_thermo.network.stages import Stage, split
 
@@ -43,9 +43,15 @@ class Network:
     def from_module(cls, model: nn.Module, example_input: Tensor) -> Network:
         """Read a model.
 
-        Its forward is followed by torch.fx, and what was read is compared with the model on the
-        example, in eval mode. Flags, attributes, buffers and torch's generators are put back;
-        the model's forward runs once (with its forward hooks: what hooks keep elsewhere stays).
+        Its forward is followed by torch.fx, and what was read is compared with the model in eval
+        mode: on the example, and on random numbers of its shape, since an example of zeros tells
+        little; where the model fails on those, on the example alone. The model's forward runs
+        twice. Flags, attributes (with the lists, dicts, sets, deques and attributes of objects in
+        them), buffers and torch's generators are put back; what forward or a hook keeps elsewhere
+        stays there.
+
+        Parameters and buffers are followed by their names, modules are not: after
+        ``model[0] = nn.Linear(3, 4)`` the network has the old one still, so read the model again.
 
         Args:
             model: a chain of what the table in docs/modules.md has. A model inside
@@ -55,16 +61,21 @@ class Network:
 
         Raises:
             UnreadableNetworkError: names the part that cannot be read, why, and what would be.
+            TypeError: the model is no module, or the example no tensor.
             ValueError: the example is no batch of floating-point numbers.
 
         Example:
             >>> model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
-            >>> network = Network.from_module(model, torch.zeros(5, 3))
+            >>> network = Network.from_module(model, torch.rand(5, 3))
             >>> network
             Network(3 - 4 - 2)
             >>> [stage.name for stage in network.stages]
             ['0', '2']
         """
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+        if not isinstance(example_input, Tensor):
+            raise TypeError(f"example_input must be a tensor, got {type(example_input).__name__}")
         if example_input.dim() == 0 or not len(example_input):
             shape = tuple(example_input.shape)
             raise ValueError(f"example_input must be a batch of at least 1 example, got {shape}")
@@ -107,13 +118,13 @@ class Network:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of the model's parameters (the first)."""
-        return self.parameters()[0].dtype
+        """The dtype of the first layer's weight."""
+        return self._first_weight().dtype
 
     @property
     def device(self) -> torch.device:
-        """The device of the model's parameters (the first)."""
-        return self.parameters()[0].device
+        """The device of the first layer's weight."""
+        return self._first_weight().device
 
     def parameters(self) -> list[Tensor]:
         """Return the model's live parameters that are read, each once."""
@@ -162,6 +173,10 @@ class Network:
     def output_activation(self, logits: Tensor) -> Tensor:
         """Return the outputs for pre-activations of the last stage."""
         return _apply(self.stages[-1].activation, logits)
+
+    def _first_weight(self) -> Tensor:
+        # a layer's, which need not be a parameter; a Scale's is computed in float64
+        return next(o.weight for o in self.operations if isinstance(o, Dense | Convolution))
 
     def __repr__(self) -> str:
         return f"Network({' - '.join(map(str, self.sizes))})"

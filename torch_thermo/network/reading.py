@@ -4,39 +4,55 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
-from torch_thermo.network.errors import unreadable
+from torch_thermo.network.errors import UnreadableNetworkError, unreadable
 from torch_thermo.network.following import Follower
+from torch_thermo.network.keeping import attributes_kept
 from torch_thermo.network.refusals import refusal
 from torch_thermo.network.tracing import Call, trace, unwrapped
 from torch_thermo.network.training import evaluating
 
 __all__ = ["read_model"]
 
-_HELD = (list, dict, set)
-
 
 def read_model(model: nn.Module, example_input: Tensor) -> Follower:
     """Read a model's forward pass; see `Network.from_module`."""
     model = unwrapped(model)
+    try:
+        return _read(model, example_input)
+    except RecursionError as error:
+        kind, why = type(model).__name__, "its modules are nested too deeply for Python's stack"
+        raise unreadable("", kind, why, "nest them less deeply") from error
+
+
+def _read(model: nn.Module, example_input: Tensor) -> Follower:
     _check_modules(model)
     # another number of examples, so that a batch size in the code is not taken for a shape
     count = 2 if len(example_input) != 2 else 3
     places = torch.arange(count, device=example_input.device) % len(example_input)
-    with _undisturbed(model), torch.no_grad(), _uncompiled():
+    with _random_states_kept(model), evaluating(model), torch.no_grad(), _uncompiled():
         root = Call(model)
-        graph = trace(root, count)
-        expected = _output(model, example_input)
-        followed = Follower(root, graph, example_input[places])
-        y = example_input
-        for step in followed.steps:
-            y = step.operation(y)
-        _verify(type(model).__name__, y, expected)
+        examples = example_input[places]
+        with attributes_kept(model):
+            graph = trace(root, examples)
+        expected = [(example_input, "on the example_input", _output(model, example_input))]
+        numbers = torch.randn(example_input.shape, generator=torch.Generator().manual_seed(0))
+        numbers = numbers.to(example_input)
+        # zeros, or an example for which all units are dead, would not show what is missing
+        with suppress(UnreadableNetworkError):
+            where = "on random numbers of the example_input's shape"
+            expected.append((numbers, where, _output(model, numbers)))
+        followed = Follower(root, graph, examples)
+        for x, where, output in expected:
+            y = x
+            for step in followed.steps:
+                y = step.operation(y)
+            _verify(type(model).__name__, y, output, where)
     return followed
 
 
@@ -52,8 +68,10 @@ def _uncompiled() -> Iterator[None]:
 def _output(model: nn.Module, example_input: Tensor) -> Tensor:
     kind = type(model).__name__
     try:
-        output = model(example_input)
-    except torch.OutOfMemoryError:
+        with attributes_kept(model):
+            # its first operation may work in place
+            output = model(example_input.clone())
+    except (torch.OutOfMemoryError, RecursionError):
         raise
     except Exception as error:
         shape = tuple(example_input.shape)
@@ -64,21 +82,35 @@ def _output(model: nn.Module, example_input: Tensor) -> Tensor:
     return output
 
 
-def _verify(kind: str, ours: Tensor, expected: Tensor) -> None:
-    same = ours.shape == expected.shape and ours.dtype == expected.dtype
-    if same:
-        # relative to the largest output; half of the digits, which rounding leaves in deep nets
-        tolerance = torch.finfo(expected.dtype).eps ** 0.5
-        finite = expected[expected.isfinite()].abs()
-        scale = float(finite.max()) if finite.numel() else 0.0
-        same = torch.allclose(ours, expected, tolerance, tolerance * scale, equal_nan=True)
-    if not same:
+def _verify(kind: str, ours: Tensor, expected: Tensor, where: str) -> None:
+    difference = _difference(ours, expected)
+    if difference:
         raise unreadable(
             "",
             kind,
-            "what was read gives another output than the model: a forward hook, an operation in "
-            "place or a branch acts beside what its forward returns",
+            f"what was read gives another output than the model {where} ({difference}): a forward "
+            "hook, an operation in place or a branch acts beside what its forward returns",
         )
+
+
+def _difference(ours: Tensor, expected: Tensor) -> str:
+    """Return how what was read differs from the model's output; "" within rounding."""
+    for what in ("shape", "dtype", "device"):
+        read, given = getattr(ours, what), getattr(expected, what)
+        if read != given:
+            read, given = (tuple(v) if what == "shape" else v for v in (read, given))
+            return f"{what} {read} instead of {given}"
+    # relative to the largest output; half of the digits, which rounding leaves in deep nets
+    tolerance = torch.finfo(expected.dtype).eps ** 0.5
+    finite = expected[expected.isfinite()].abs()
+    scale = float(finite.max()) if finite.numel() else 0.0
+    if torch.allclose(ours, expected, tolerance, tolerance * scale, equal_nan=True):
+        return ""
+    gap = (ours - expected).abs()
+    gap = gap[gap.isfinite()]
+    if not gap.any():
+        return "values that are not finite are elsewhere"
+    return f"values differ by up to {float(gap.max()):.3g}, the largest is {scale:.3g}"
 
 
 def _check_modules(root: nn.Module) -> None:
@@ -99,27 +131,8 @@ def _check_modules(root: nn.Module) -> None:
 
 
 @contextmanager
-def _undisturbed(model: nn.Module) -> Iterator[None]:
-    """Eval mode, and all put back: flags, attributes, buffers, torch's generators.
-
-    A forward pass may keep what it saw, which while it is followed are no tensors.
-    """
-    attributes = [vars(module) for module in model.modules()]
-    inner = [value for held in attributes for value in held.values() if type(value) in _HELD]
-    kept = [(container, container.copy()) for container in (*inner, *attributes)]
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+def _random_states_kept(model: nn.Module) -> Iterator[None]:
+    """Put the states of torch's generators back."""
     devices = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
-    with torch.random.fork_rng([d for d in devices if d.type == "cuda"]), evaluating(model):
-        try:
-            yield
-        finally:
-            for container, items in kept:
-                if isinstance(container, list):
-                    container[:] = items
-                else:
-                    container.clear()
-                    container.update(items)
-            for buffer, value in buffers:
-                # a buffer that is written to may not be differentiated by what was computed before
-                if not torch.equal(buffer, value):
-                    buffer.copy_(value)
+    with torch.random.fork_rng([d for d in devices if d.type == "cuda"]):
+        yield

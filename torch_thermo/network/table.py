@@ -35,7 +35,8 @@ subclass that keeps its parent's `forward` is read as the parent. Weights under
 Not read, whatever the modules are:
 
 - skip connections, several branches, a value used twice: chains are read;
-- a forward that depends on its input's values or shape (`if x.dim() == 3`);
+- a forward that depends on its input's values (`if x.sum() > 0`) or on the number of examples; on
+  the shape of one example (`if x.dim() == 3`) it may depend, which is the network's from then on;
 - several inputs, or an output that is not one tensor with the batch as first axis;
 - a model without a linear layer or convolution;
 - TorchScript; weights rewritten by hooks (`nn.utils.weight_norm`, `nn.utils.spectral_norm`,

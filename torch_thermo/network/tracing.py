@@ -6,8 +6,9 @@ from collections.abc import Callable
 from inspect import signature
 from typing import Any
 
+import torch
 from torch import Tensor, nn
-from torch.fx import Graph, Node, Proxy, Tracer
+from torch.fx import Graph, Interpreter, Node, Proxy, Tracer
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.utils import parametrize
 
@@ -55,32 +56,93 @@ def unwrapped(module: nn.Module) -> nn.Module:
 
 
 class _Proxy(Proxy):
-    """A value whose length is that of the batch."""
+    """A value with the number of axes and the sizes it has for the examples.
+
+    The first size stays a step of the graph: it is another one for another batch.
+    """
 
     def __len__(self) -> int:
-        tracer = self.tracer
-        assert isinstance(tracer, _Tracer)
-        return tracer.examples
+        return len(self._tracer().examples)
+
+    def dim(self) -> int:
+        """Return the number of axes."""
+        return len(self._tracer().shape(self.node))
+
+    ndimension = dim
+
+    @property
+    def ndim(self) -> int:
+        """The number of axes."""
+        return self.dim()
+
+    def size(self, dim: int | None = None) -> Any:
+        """Return one size or all."""
+        if dim is None:
+            return self.shape
+        return self._first() if dim == 0 else self.shape[dim]
+
+    @property
+    def shape(self) -> tuple[Any, ...]:
+        """All sizes."""
+        sizes = self._tracer().shape(self.node)
+        return (self._first(), *sizes[1:]) if sizes else ()
+
+    def _first(self) -> Any:
+        return self.tracer.create_proxy("call_method", "size", (self, 0), {})
+
+    def _tracer(self) -> _Tracer:
+        assert isinstance(self.tracer, _Tracer)
+        return self.tracer
 
 
 class _Tracer(Tracer):
     """Stops at the modules of `torch.nn`; calls the others' forward without their hooks.
 
     Args:
-        examples: how many ``len(x)`` says there are.
+        examples: the batch that has the sizes.
     """
 
     # weights that are buffers stay live
     proxy_buffer_attributes = True
 
-    def __init__(self, examples: int) -> None:
+    def __init__(self, examples: Tensor) -> None:
         super().__init__()
         self.examples = examples
+        self._computed: Interpreter | None = None
+        # weights and calls are then what they are, not noted
+        self._computing = False
         self.failed: tuple[str, str] | None = None
 
     def proxy(self, node: Node) -> Proxy:
         """Return the stand-in for a value of the forward pass."""
         return _Proxy(node, self)
+
+    def shape(self, node: Node) -> torch.Size:
+        """Return the shape of a value, computed by the graph so far."""
+        if self._computed is None:
+            self._computed = _Computed(self.root, graph=self.graph)
+        env = self._computed.env
+        for step in self.graph.nodes:
+            if step.op == "placeholder":
+                env[step] = self.examples
+            elif step not in env:
+                self._computing = True
+                try:
+                    env[step] = self._computed.run_node(step)
+                finally:
+                    self._computing = False
+            if step is node:
+                break
+        value = env[node]
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{node.name} is no tensor")
+        return value.shape
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        """Return a module's attribute, or the stand-in for it."""
+        if self._computing:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether the table decides about a module, or its weights are computed there."""
@@ -89,6 +151,8 @@ class _Tracer(Tracer):
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Refuse what the table does not have; remember where following fails."""
+        if self._computing:
+            return forward(*args, **kwargs)
         m = unwrapped(m)
         path, kind = self.path_of_module(m), module_class(m)
         known = kind in MODULES or isinstance(m, parametrize.ParametrizationList)
@@ -106,24 +170,32 @@ class _Tracer(Tracer):
             raise
 
 
-def trace(root: Call, examples: int) -> Graph:
+class _Computed(Interpreter):
+    """Computes a graph's values, without hooks."""
+
+    def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """Call a module's forward."""
+        return self.module.get_submodule(target).forward(*args, **kwargs)
+
+
+def trace(root: Call, examples: Tensor) -> Graph:
     """Return the graph of the model's forward pass.
 
     Args:
         root: calls the model; keeps the tensors that are constants of the graph.
-        examples: the length of the batch that will be followed through the graph.
+        examples: the batch that will be followed through the graph; may be changed in place.
 
     Raises:
         UnreadableNetworkError: a module that is not in the table, or a forward that depends on
-            its input's values.
+            its input's values or the number of examples.
     """
     tracer = _Tracer(examples)
     try:
         return tracer.trace(root)
-    except UnreadableNetworkError:
+    except (UnreadableNetworkError, RecursionError):
         raise
     except Exception as error:
         name, kind = tracer.failed or ("", type(root.model).__name__)
         why = f"torch.fx cannot follow its forward: {error}"
-        remedy = "read is a forward whose steps don't depend on the values or shape of its input"
+        remedy = "read is a forward whose steps don't depend on its input's values"
         raise unreadable(name, kind, why, remedy) from error

@@ -13,6 +13,7 @@ def weight_symmetry(
     """Test the entries of every parameter for symmetry about 0 (Li, Fig. 3a).
 
     Entries of a trained layer depend on each other, so that the p-values are descriptive.
+    Frozen parameters are tested too; the callback `WeightSymmetry` leaves them out.
 
     Args:
         model: its parameters that are floating point and not empty, trainable or not.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -15,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from torch_thermo import figures
+from torch_thermo.figures import style
 from torch_thermo.figures.compare import compare, compare_groups
 from torch_thermo.store import Run, find_stores, load_run
 from torch_thermo.store.quantities import Quantity, measured, quantity, summarise
@@ -34,40 +36,55 @@ __all__ = [
 Runs = Sequence[tuple[str, Run]]
 """A label of its own and the stored run of each."""
 
+NARROWEST = 78  # letters of a table: on a console of fewer its lines run on in the next
 LONGEST = 28  # letters of a label in a legend or the head of a column
 PANELS = 12  # of a figure, so that it can be looked at
 _STORE = "thermo"
 
 
-def find_runs(paths: Sequence[str | Path]) -> tuple[list[tuple[str, Run]], list[Path]]:
+def find_runs(paths: Sequence[str | Path]) -> tuple[list[tuple[str, Run]], list[str]]:
     """The runs at, or anywhere below, some folders.
 
-    Each is named by its folder, with what all have in common left out.
+    Each is named by its folder, with what all have in common left out. A store that several paths
+    lead to is taken once.
 
     Args:
         paths: stores, loggers' directories, or folders with several of them.
 
     Returns:
-        Label and run of each that has measurements, in natural order; the stores without any.
+        Label and run of each that has measurements, in natural order; and a line on each store
+        that was left out: one without measurements, or that cannot be read.
 
     Raises:
         FileNotFoundError: a path is missing, or there is no store at or below it.
-        ValueError: a store is named twice, or all are empty, or one is not of our format.
+        ValueError: no store holds measurements that can be read.
     """
-    seen: dict[Path, str | Path] = {}
-    found: list[Path] = []
+    found: dict[Path, Path] = {}
+    notes: dict[str, None] = {}
     for path in paths:
-        for store in find_stores(path):
-            known = seen.setdefault(store.resolve(), path)
-            if known is not path or store in found:
-                raise ValueError(f"the same run twice: {store}, in {known} and in {path}")
-            found.append(store)
-    runs = [load_run(store) for store in found]
-    empty = [run.path for run in runs if not run.observables]
-    runs = [run for run in runs if run.observables]
+        notes |= dict.fromkeys(_broken(Path(path)))
+        try:
+            stores = find_stores(path)
+        except FileNotFoundError as error:
+            if notes:
+                raise ValueError("; ".join(notes)) from error
+            raise
+        for store in stores:
+            found.setdefault(store.resolve(), store)
+    runs = []
+    for store in found.values():
+        try:
+            run = load_run(store)
+        except ValueError as error:
+            notes[str(error)] = None
+            continue
+        if run.observables:
+            runs.append(run)
+        else:
+            notes[f"no measurements yet in {store}"] = None
     if not runs:
-        raise ValueError(f"no measurements yet in {', '.join(map(str, empty))}")
-    return list(zip(_labels([run.path for run in runs]), runs, strict=True)), empty
+        raise ValueError("; ".join(notes))
+    return list(zip(_labels([run.path for run in runs]), runs, strict=True)), list(notes)
 
 
 def chosen(runs: Runs, patterns: Sequence[str]) -> list[Quantity]:
@@ -178,10 +195,11 @@ def last_values(
         yield table
 
 
-def names_table(title: str, run: Run) -> Table:
-    """Every stored quantity of a run, and where its values lie."""
+def names_table(title: str, run: Run, quantities: Sequence[Quantity] | None = None) -> Table:
+    """Every stored quantity of a run, or those of some, and where its values lie."""
     table = _table(title, "points", "first step", "last step", "last")
-    for name in run.names:
+    wanted = run.names if quantities is None else [q.name for q in quantities]
+    for name in (name for name in wanted if name in run.names):
         series = run.series(name)
         steps = (f"{int(series.steps[place]):,}" for place in (0, -1))
         table.add_row(Text(name), f"{len(series):,}", *steps, _number(float(series.values[-1])))
@@ -212,7 +230,7 @@ def save_figures(
         files.extend(figures.save(figure, folder / f"{name}.{ending}") for ending in endings)
 
     short = list(zip(_short([label for label, _ in runs]), (run for _, run in runs), strict=True))
-    titles = [run_title(label, run) for label, run in short]
+    titles = [style.plain(run_title(label, run)) for label, run in short]
     caption = "; ".join(titles) + "." if len(titles) <= 3 else f"{len(titles)} runs."
     if quantities is not None:
         pages = range(0, len(quantities), PANELS)
@@ -222,7 +240,8 @@ def save_figures(
         return files
     for label, run in runs:
         inside = "" if len(runs) == 1 else f"{label}/"
-        for name, figure in figures.run_figures(run, run_title(label, run) + ".").items():
+        title = style.plain(run_title(label, run)) + "."
+        for name, figure in figures.run_figures(run, title).items():
             save(figure, inside + name)
     if len(runs) > 1:
         for group, figure in compare_groups(short, caption):
@@ -263,10 +282,19 @@ def write_csv(runs: Runs, file: Path, quantities: Sequence[Quantity] | None = No
 
 def _table(title: str, *columns: str) -> Table:
     table = Table(title=Text(title), title_justify="left", title_style="bold")
-    table.add_column("quantity", overflow="fold")
+    table.add_column("quantity", overflow="fold", min_width=12)
     for column in columns:
         table.add_column(Text(column), justify="right", no_wrap=True)
     return table
+
+
+def _broken(path: Path) -> Iterator[str]:
+    """A line on each run.json below that is none: a disk was full, or a copy was cut short."""
+    for header in path.rglob("run.json") if path.is_dir() else ():
+        try:
+            json.loads(header.read_bytes())
+        except (OSError, ValueError) as error:
+            yield f"{header} cannot be read: {error}"
 
 
 def _number(value: float) -> str:

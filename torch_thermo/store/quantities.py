@@ -172,8 +172,6 @@ QUANTITIES: tuple[Quantity, ...] = (
 )
 """The quantities of a summary, in its order."""
 
-NULL = "sign-flip null"
-
 _KNOWN = {known.name: known for known in QUANTITIES} | {
     known.beside(known.null): Quantity(
         known.beside(known.null), f"{known.label}, null", known.symbol, known.group

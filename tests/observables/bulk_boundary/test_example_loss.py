@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from torch_thermo.observables.bulk_boundary import example_loss
 from torch_thermo.observables.bulk_boundary.example_loss import ExampleLoss, Potential
 
 
@@ -85,9 +86,9 @@ def test_derivatives(name, activation):
     diagonal = name is None and activation is torch.tanh
     potential = Potential(loss, targets, activation, elementwise=activation is torch.tanh)
     rows = torch.tensor([3, 0, 4])
-    values, gradient, hessian = potential.curvatures(OUTPUTS[:3], rows)
-    assert hessian.dim() == (2 if diagonal else 3)
-    dense = torch.diag_embed(hessian) if diagonal else hessian
+    assert potential._diagonal == diagonal
+    factor = normal(3, 4, 2, seed=7)
+    values, gradient, bent = potential.curvatures(OUTPUTS[:3], rows, factor)
     for n, row in enumerate(rows):
 
         def value(y, row=row):
@@ -96,7 +97,8 @@ def test_derivatives(name, activation):
         assert torch.allclose(values[n], value(OUTPUTS[n]), rtol=1e-12)
         y = OUTPUTS[n].clone()
         assert torch.allclose(gradient[n], torch.autograd.functional.jacobian(value, y), atol=1e-12)
-        assert torch.allclose(dense[n], torch.autograd.functional.hessian(value, y), atol=1e-12)
+        expected = torch.autograd.functional.hessian(value, y) @ factor[n]
+        assert torch.allclose(bent[n], expected, atol=1e-12)
     slopes = potential.slopes(OUTPUTS[:3], rows)
     assert torch.equal(slopes[0], values)
     assert torch.allclose(slopes[1], gradient, rtol=1e-13)
@@ -105,12 +107,31 @@ def test_derivatives(name, activation):
 def test_a_loss_without_a_second_derivative_says_so():
     potential = Potential(ExampleLoss(nn.MultiMarginLoss()), LABELS, lambda y: y, True)
     with pytest.raises(NotImplementedError, match="no second derivative"):
-        potential.curvatures(OUTPUTS, torch.arange(5))
+        potential.curvatures(OUTPUTS, torch.arange(5), torch.eye(4).double().expand(5, 4, 4))
+
+
+def test_columns_in_batches(monkeypatch):
+    """Three columns in batches of two are as one batch."""
+    potential = Potential(ExampleLoss(F.cross_entropy), LABELS, torch.tanh, True)
+    arguments = OUTPUTS, torch.arange(5), normal(5, 4, 3, seed=7)
+    whole = potential.curvatures(*arguments)[2]
+    monkeypatch.setattr(example_loss, "_BATCH_BYTES", 8 * 20 * 2)
+    calls = []
+    grad = torch.autograd.grad
+
+    def counted(*args, **options):
+        calls.append(options.get("is_grads_batched", False))
+        return grad(*args, **options)
+
+    monkeypatch.setattr(torch.autograd, "grad", counted)
+    assert torch.allclose(potential.curvatures(*arguments)[2], whole, rtol=1e-13)
+    assert sum(calls) == 2
 
 
 def test_a_constant_loss_has_derivatives_0():
     potential = Potential(ExampleLoss(lambda o, t: t.sum() * 0 + 1), SIGNS, lambda y: y, True)
-    values, gradient, hessian = potential.curvatures(OUTPUTS, torch.arange(5))
+    factor = torch.eye(4).double().expand(5, 4, 4)
+    values, gradient, hessian = potential.curvatures(OUTPUTS, torch.arange(5), factor)
     assert values.tolist() == [1.0] * 5
     assert not gradient.any()
     assert not hessian.any()

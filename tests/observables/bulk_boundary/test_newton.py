@@ -4,10 +4,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from torch_thermo.observables.bulk_boundary import newton
 from torch_thermo.observables.bulk_boundary.cutting_planes import GAP, cutting_planes
 from torch_thermo.observables.bulk_boundary.example_loss import ExampleLoss, Potential
 from torch_thermo.observables.bulk_boundary.losses import _closed_form
-from torch_thermo.observables.bulk_boundary.newton import TOLERANCE, minimise, symmetric_factor
+from torch_thermo.observables.bulk_boundary.newton import (
+    TOLERANCE,
+    factor_of,
+    minimise,
+    symmetric_factor,
+)
 
 
 def normal(*shape, seed=0):
@@ -15,7 +21,9 @@ def normal(*shape, seed=0):
 
 
 def solve(loss_fn, targets, logits, gram, activation=lambda y: y, bent=False):
-    return minimise(Potential(ExampleLoss(loss_fn), targets, activation, True), logits, gram, bent)
+    factor = symmetric_factor(gram)
+    potential = Potential(ExampleLoss(loss_fn), targets, activation, True)
+    return minimise(potential, logits, factor, bent)
 
 
 @pytest.mark.parametrize("rank", [0, 1, 3, 5])
@@ -24,10 +32,64 @@ def test_factor(rank):
     gram = roots @ roots.mT
     factor = symmetric_factor(gram)
     assert torch.allclose(factor @ factor.mT, gram, atol=1e-13)
+    assert factor.shape == (7, 5, max(rank, 1))
     columns = factor.square().sum(1) > 0
     assert columns.sum(1).tolist() == [rank] * 7
     across = factor.mT @ factor
     assert torch.allclose(across, torch.diag_embed(across.diagonal(dim1=1, dim2=2)), atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(3, 6), (6, 3), (6, 6)])
+def test_factor_of_a_jacobian_of_either_shape(shape):
+    """Of ranks 2 and 1: what the hidden neurons can't move is no dimension of the problem."""
+    jacobian = normal(2, shape[0], 2) @ normal(2, 2, shape[1], seed=1)
+    jacobian[1] = normal(shape[0], 1, seed=2) @ normal(1, shape[1], seed=3)
+    factor = factor_of(jacobian)
+    assert factor.shape == (2, shape[0], 2)
+    assert torch.allclose(factor @ factor.mT, jacobian @ jacobian.mT, atol=1e-12)
+    assert (factor.square().sum(1) > 0).sum(1).tolist() == [2, 1]
+    across = factor.mT @ factor
+    assert torch.allclose(across, torch.diag_embed(across.diagonal(dim1=1, dim2=2)), atol=1e-12)
+
+
+def test_many_outputs_moved_by_few_neurons_are_a_small_problem():
+    """60 outputs in 2 dimensions: 2 products with the second derivative a step, not 60."""
+    logits, jacobian = normal(3, 60, seed=1), normal(3, 60, 2)
+    potential = Potential(ExampleLoss(F.cross_entropy), torch.arange(3), lambda y: y, True)
+    widths = []
+    curvatures = potential.curvatures
+
+    def watched(logits, rows, factor):
+        widths.append(factor.shape[2])
+        return curvatures(logits, rows, factor)
+
+    potential.curvatures = watched
+    found = minimise(potential, logits, factor_of(jacobian), False)
+    assert bool(found.converged.all())
+    assert set(widths) == {2}
+    whole = minimise(potential, logits, torch.cat([jacobian, normal(3, 60, 58) * 0], 2), False)
+    assert torch.allclose(found.values, whole.values, rtol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["kinks", "no second derivative"])
+def test_kinks_in_many_dimensions_are_refused_after_a_few_examples(name, monkeypatch):
+    monkeypatch.setattr(newton, "MOST_KINKED", 3)
+    logits, labels = normal(20, 4, seed=1), torch.arange(20) % 4
+    gram = 100 * torch.eye(4).double().expand(20, 4, 4)
+    case = {
+        "kinks": (lambda o, t: (o - t).abs().sum(1), normal(20, 4, seed=2)),
+        "no second derivative": (torch.nn.MultiMarginLoss(), labels),
+    }[name]
+    with pytest.raises(
+        MemoryError, match=r"of 4 examples end .* at most 3 dim.* 4 outputs .* in 4"
+    ):
+        solve(*case, logits, gram)
+    smooth = solve(F.cross_entropy, labels, logits, gram)
+    monkeypatch.setattr(newton, "MOST_KINKED", 4)
+    assert torch.allclose(
+        smooth.values, solve(F.cross_entropy, labels, logits, gram).values, rtol=1e-9
+    )
+    assert bool(solve(*case, logits, gram).converged.any())
 
 
 @pytest.mark.parametrize("scale", [1e-12, 1.0, 1e12, 1e18])
@@ -39,7 +101,7 @@ def test_squared_error_in_closed_form_at_all_sizes_of_A(scale):
     error = targets - logits
     loss = 0.5 * error.square().sum(1)
     found = solve(lambda o, t: 0.5 * (o - t).square().sum(1), targets, logits, gram)
-    closed = _closed_form(logits, gram, targets, loss)
+    closed = _closed_form(logits, symmetric_factor(gram), targets, loss)
     system = torch.cat([torch.eye(3).double().expand(20, 3, 3), roots], 1)
     right = torch.cat([torch.zeros(20, 3).double(), error], 1)[..., None]
     residual = system @ torch.linalg.lstsq(system, right).solution - right
@@ -193,12 +255,12 @@ def test_cutting_planes_of_a_smooth_loss_agree_with_newton_steps():
     """No finite number of planes is enough: it is the bound that ends the rounds."""
     logits, labels = normal(10, 3, seed=1), torch.arange(10) % 3
     potential = Potential(ExampleLoss(F.cross_entropy), labels, lambda y: 3 * y, True)
-    newton = minimise(potential, logits, torch.eye(3).double().expand(10, 3, 3), False)
+    smooth = minimise(potential, logits, torch.eye(3).double().expand(10, 3, 3), False)
     scale = torch.ones(10).double()
     found, sure = cutting_planes(
         lambda z, rows: potential.slopes(logits[rows] + z, rows), torch.zeros_like(logits), scale
     )
     assert bool(sure.all())
-    above = found - newton.values
+    above = found - smooth.values
     assert bool((above > -1e-12).all())
     assert bool((above <= 1e-9).all())

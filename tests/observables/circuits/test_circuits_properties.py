@@ -34,7 +34,7 @@ def same(one, other, **tolerance):
 @given(nets(st.sampled_from(NAMES)))
 def test_what_holds_for_every_network(net):
     small, output = net
-    sums = circuit_sums(small.network, small.inputs, output, moments=(1, 2, 3))
+    sums = circuit_sums(small.network, small.inputs, output=output, moments=(1, 2, 3))
     model = small.model(small.inputs)[:, output or 0]
     same(sums.output, model, rtol=1e-10, atol=1e-12)
     same(sums.moments[1], sums.output, rtol=1e-10, atol=1e-12)
@@ -122,7 +122,7 @@ def test_padding_that_no_unit_reads_changes_nothing(width, seed):
 @given(nets(st.sampled_from(NAMES)), seeds)
 def test_what_is_drawn_is_alive(net, seed):
     small, output = net
-    sums = circuit_sums(small.network, small.inputs, output)
+    sums = circuit_sums(small.network, small.inputs, output=output)
     sample = sample_circuits(small.network, small.inputs, 30, output=output, seed=seed)
     assert sample.examples.bincount(minlength=3).tolist() == [
         10 if alive else 0 for alive in sums.alive

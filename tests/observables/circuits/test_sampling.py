@@ -199,7 +199,7 @@ def test_bad_arguments():
             sample_circuits(network, inputs, 10, order=order)
     with pytest.raises(ValueError, match=r"inputs must have shape \(B, 5\)"):
         sample_circuits(network, inputs[:, :3], 10)
-    with pytest.raises(ValueError, match="output must be None or 0"):
+    with pytest.raises(ValueError, match="an index from 0 to 0, got 2"):
         sample_circuits(network, inputs, 10, output=2)
     model = nn.Sequential(nn.Linear(5, 3), nn.Tanh(), nn.Linear(3, 1)).double()
     with pytest.raises(UnreadableNetworkError, match=r"1 \(Tanh\)"):

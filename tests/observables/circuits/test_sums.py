@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -188,6 +189,9 @@ def test_several_outputs():
             result = circuit_asymmetry(network, inputs, targets, output)
             assert torch.equal(result.output, own)
             assert torch.equal(result.mass_asymmetry.sign(), own.sign())
+    for measure in (circuit_asymmetry, circuit_sums):
+        assert torch.equal(measure(network, inputs, labels, None).output, own)
+        assert torch.equal(measure(network, inputs, labels, np.int64(1)).output, logits[:, 1])
     fixed = circuit_asymmetry(network, inputs, labels, output=1)
     assert torch.equal(fixed.output, logits[:, 1])
     plain = circuit_asymmetry(network, inputs, output=1)
@@ -262,6 +266,24 @@ def test_activations_that_are_no_gates_are_refused_by_name(layers, named):
         circuit_asymmetry(network, inputs)
 
 
+def test_the_only_output_is_that_of_the_class():
+    small = case("mlp")
+    for targets in (None, torch.tensor([1, -1, 1])):
+        plain = circuit_asymmetry(small.network, small.inputs, targets)
+        named = circuit_asymmetry(small.network, small.inputs, targets, "target")
+        assert torch.equal(named.output, plain.output)
+        assert torch.equal(named.mass_asymmetry, plain.mass_asymmetry)
+    drawn = [sample_circuits(small.network, small.inputs, 9, output=o) for o in (None, "target")]
+    assert torch.equal(drawn[0].log_abs, drawn[1].log_abs)
+
+
+def test_one_moment_is_as_good_as_a_tuple_of_one():
+    small = case("mlp")
+    one = circuit_sums(small.network, small.inputs, moments=3).moments
+    assert list(one) == [3]
+    assert torch.equal(one[3], circuit_sums(small.network, small.inputs, moments=(3,)).moments[3])
+
+
 def test_bad_arguments_of_one_output():
     small = case("mlp")
     network, inputs = small.network, small.inputs
@@ -272,8 +294,11 @@ def test_bad_arguments_of_one_output():
     for bad in (inputs[0], inputs[:, :4], inputs[:0], inputs[0, 0]):
         with pytest.raises(ValueError, match=r"inputs must have shape \(B, 5\)"):
             circuit_asymmetry(network, bad)
-    for output in (1, "target", -1, False):
-        with pytest.raises(ValueError, match="output must be None or 0 for a scalar output"):
+    for output in (1, -1, "all"):
+        with pytest.raises(ValueError, match=r'None, "target" or an index from 0 to 0, got'):
+            circuit_asymmetry(network, inputs, output=output)
+    for output in (False, 0.0, torch.zeros(3)):
+        with pytest.raises(TypeError, match=r'None, "target" or an index from 0 to 0, got a \w+'):
             circuit_asymmetry(network, inputs, output=output)
     with pytest.raises(ValueError, match=r"got values \[-1.0, 0.0, 1.0\]"):
         circuit_asymmetry(network, inputs, torch.tensor([-1, 0, 1]))
@@ -285,6 +310,12 @@ def test_bad_arguments_of_one_output():
         circuit_sums(network, inputs, moments=(2, 0))
     with pytest.raises(TypeError, match=r"moments must be whole numbers, got 1\.5"):
         circuit_sums(network, inputs, moments=(1.5,))
+    with pytest.raises(TypeError, match="moments must be whole numbers, got True"):
+        circuit_sums(network, inputs, moments=True)
+    with pytest.raises(TypeError, match=r"moments must be whole numbers, got 2\.5"):
+        circuit_sums(network, inputs, moments=2.5)
+    with pytest.raises(TypeError, match="positional"):
+        circuit_sums(network, inputs, None, None, (2,))
 
 
 def test_bad_arguments_of_several_outputs():
@@ -293,9 +324,19 @@ def test_bad_arguments_of_several_outputs():
     for output in (None, "target"):
         with pytest.raises(ValueError, match="the network has 3 outputs"):
             circuit_asymmetry(network, inputs, output=output)
-    for output in (3, -1, "all", True, 1.0):
-        with pytest.raises(ValueError, match="an index from 0 to 2, got"):
+    for output in (3, -1, "all"):
+        with pytest.raises(ValueError, match=f"an index from 0 to 2, got {output!r}"):
             circuit_asymmetry(network, inputs, torch.tensor([0, 1, 2]), output)
+    for output in (True, 1.0, torch.tensor([0, 1, 2])):
+        for measure in (circuit_asymmetry, circuit_sums):
+            with pytest.raises(TypeError, match="an index from 0 to 2, got a"):
+                measure(network, inputs, torch.tensor([0, 1, 2]), output)
+    soft = torch.tensor([[0.7, 0.2, 0.1]] * 3)
+    for rows in (soft, torch.ones(3, 3), 1.0 - torch.eye(3), torch.eye(3) + soft.tril(-1)):
+        with pytest.raises(ValueError, match="rows of targets must have a 1 for the class"):
+            circuit_asymmetry(network, inputs, rows)
+    with pytest.raises(ValueError, match="rows of targets"):
+        circuit_asymmetry(network, inputs, torch.tensor([[2, 1, 1]] * 3))
     for targets in (torch.ones(3), torch.ones(3, 2), torch.ones(3, dtype=torch.bool)):
         with pytest.raises(ValueError, match="targets must be integer classes"):
             circuit_asymmetry(network, inputs, targets)

@@ -11,6 +11,9 @@ from torch import Tensor, nn
 
 LossFn = Callable[[Tensor, Tensor], Tensor]
 
+# what the second derivatives of one batched backward may take
+_BATCH_BYTES = 2**25
+
 
 class ExampleLoss:
     """Losses (B,) of the examples, differentiable in the outputs.
@@ -114,8 +117,15 @@ class Potential:
         values = self.values(logits, rows)
         return values.detach(), _gradient(values.sum(), logits).detach()
 
-    def curvatures(self, logits: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return phi (n,), its gradient (n, M) and its Hessian (n, M, M), or (n, M) if diagonal.
+    def curvatures(
+        self, logits: Tensor, rows: Tensor, factor: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return phi (n,), its gradient (n, M) and `phi'' L` (n, M, R).
+
+        Args:
+            logits: (n, M).
+            rows: (n,), which examples.
+            factor: L (n, M, R); one product with phi'' for each of its columns.
 
         Raises:
             NotImplementedError: the loss has no second derivative in torch.
@@ -125,25 +135,45 @@ class Potential:
         gradient = _gradient(values.sum(), logits, create_graph=True)
         try:
             if self._diagonal:
-                hessian = _gradient(gradient.sum(), logits)
+                bent = _gradient(gradient.sum(), logits)[..., None] * factor
             else:
-                columns = gradient.sum(0)
-                hessian = torch.stack([_gradient(c, logits, retain_graph=True) for c in columns], 1)
+                bent = _products(gradient, logits, factor)
         except RuntimeError as error:
             raise NotImplementedError(f"the loss has no second derivative: {error}") from error
-        return values.detach(), gradient.detach(), hessian.detach()
+        return values.detach(), gradient.detach(), bent.detach()
 
 
-def _gradient(
-    scalar: Tensor, wrt: Tensor, retain_graph: bool = False, create_graph: bool = False
-) -> Tensor:
+def _products(gradient: Tensor, logits: Tensor, factor: Tensor) -> Tensor:
+    """Return `phi'' L` (n, M, R), the columns of L in batches of bounded memory."""
+    if not gradient.requires_grad:
+        return torch.zeros_like(factor)
+    columns = factor.movedim(2, 0)
+    size = max(1, _BATCH_BYTES // (8 * logits.numel()))
+    parts = []
+    with warnings.catch_warnings():
+        # as in `ExampleLoss`
+        warnings.filterwarnings("ignore", message=".*performance drop")
+        for part in columns.split(size):
+            found: tuple[Tensor, ...] = torch.autograd.grad(
+                gradient,
+                logits,
+                part,
+                retain_graph=True,
+                is_grads_batched=True,
+                allow_unused=True,
+                materialize_grads=True,
+            )
+            parts.append(found[0])
+    return torch.cat(parts).movedim(0, 2)
+
+
+def _gradient(scalar: Tensor, wrt: Tensor, create_graph: bool = False) -> Tensor:
     """Return the gradient of a scalar, zeros where it does not depend on `wrt`."""
     if not scalar.requires_grad:
         return torch.zeros_like(wrt)
     found: tuple[Tensor, ...] = torch.autograd.grad(
         scalar,
         wrt,
-        retain_graph=retain_graph or create_graph,
         create_graph=create_graph,
         allow_unused=True,
         materialize_grads=True,

@@ -2,7 +2,7 @@
 
 With A = L L^T and s = A u = L z this is `min_u 1/2 u^T A u + phi(y0 + A u)`: in z it is well posed
 for any A, also where A is singular or 0, and its Hessian `I + L^T phi'' L` is at least 1 for a
-convex phi.
+convex phi. z has as many entries as A has rank, at most the hidden neurons.
 """
 
 from __future__ import annotations
@@ -17,6 +17,11 @@ from torch_thermo.observables.bulk_boundary.example_loss import Potential
 
 TOLERANCE = 1e-8
 """Of the relative residual `|z + L^T phi'| / (|z| + |L^T phi'|)` at a minimum."""
+
+MOST_KINKED = 64
+"""Dimensions in which minima at kinks are sought: as many planes meet there, to be found singly."""
+# examples that show whether a loss has kinks
+_TRIED = 4
 
 _ITERATIONS = 100
 _EPS = torch.finfo(torch.float64).eps
@@ -43,7 +48,7 @@ class Minimum:
     converged: Tensor
 
 
-def minimise(potential: Potential, logits: Tensor, gram: Tensor, bent: bool) -> Minimum:
+def minimise(potential: Potential, logits: Tensor, factor: Tensor, bent: bool) -> Minimum:
     """Minimise `1/2 u^T A u + phi(y0 + A u)` for each example.
 
     One pre-activation: by a grid and bisection. Several: damped Newton steps from u = 0 and, with
@@ -53,16 +58,30 @@ def minimise(potential: Potential, logits: Tensor, gram: Tensor, bent: bool) -> 
     Args:
         potential: phi.
         logits: y0, (B, M).
-        gram: A, (B, M, M), symmetric and positive semidefinite.
+        factor: L with A = L L^T, (B, M, R), its columns orthogonal.
         bent: whether f bends, so that there may be several minima.
+
+    Raises:
+        MemoryError: most examples end at kinks, in more dimensions than `MOST_KINKED`.
     """
-    factor = symmetric_factor(gram)
     if logits.shape[1] == 1:
         return _scalar(potential, logits, factor)
     rows = torch.arange(len(logits), device=logits.device)
-    boundary = potential.values(logits, rows).detach()
-    problem = _Problem(potential, logits, factor, rows)
-    start = torch.zeros_like(logits)
+    # a loss of kinks is refused after a few examples, not after minutes
+    parts = [rows]
+    if factor.shape[2] > MOST_KINKED and len(rows) > _TRIED:
+        parts = [rows[:_TRIED], rows[_TRIED:]]
+    found = [_several(_Problem(potential, logits[r], factor[r], r), bent) for r in parts]
+    return Minimum(
+        torch.cat([part.values for part in found]), torch.cat([part.converged for part in found])
+    )
+
+
+def _several(problem: _Problem, bent: bool) -> Minimum:
+    """Several pre-activations."""
+    boundary = problem.potential.values(problem.logits, problem.rows).detach()
+    dimensions = problem.factor.shape[2]
+    start = boundary.new_zeros(len(boundary), dimensions)
     try:
         point, values, converged = _newton(problem, start)
         if bent:
@@ -76,7 +95,15 @@ def minimise(potential: Potential, logits: Tensor, gram: Tensor, bent: bool) -> 
         point, values = start, boundary.clone()
         converged = torch.zeros_like(boundary, dtype=torch.bool)
     open_ = (~converged).nonzero()[:, 0]
-    if len(open_):
+    if dimensions > MOST_KINKED:
+        if 2 * len(open_) > len(boundary):
+            raise MemoryError(
+                f"{len(open_)} of {len(boundary)} examples end at a kink of loss_fn, or it has no "
+                f"second derivative: minima there are sought in at most {MOST_KINKED} dimensions, "
+                f"and {problem.logits.shape[1]} outputs move in {dimensions}: give a smooth "
+                "loss_fn, or one of fewer outputs"
+            )
+    elif len(open_):
         found, sure = cutting_planes(
             problem.take(open_).slopes, point[open_], scale=boundary[open_].abs()
         )
@@ -87,17 +114,32 @@ def minimise(potential: Potential, logits: Tensor, gram: Tensor, bent: bool) -> 
     return Minimum(torch.minimum(values, boundary), converged)
 
 
-def positive_axes(gram: Tensor) -> tuple[Tensor, Tensor]:
-    """Return A's eigenvalues (B, M), those that are rounding set to 0, and its axes (B, M, M)."""
-    eigenvalues, axes = torch.linalg.eigh(gram)
-    floor = gram.shape[-1] * _EPS * eigenvalues[:, -1:].clamp(min=0)
-    return torch.where(eigenvalues > floor, eigenvalues, 0.0), axes
+def factor_of(jacobian: Tensor) -> Tensor:
+    """Return L (B, M, R) with `L L^T = J J^T`, its columns orthogonal.
+
+    R is the largest rank among the examples, at least 1; others have columns of 0. The smaller of
+    `J J^T` and `J^T J` is taken apart: they have the same eigenvalues.
+    """
+    if jacobian.shape[1] <= jacobian.shape[2]:
+        return symmetric_factor(jacobian @ jacobian.mT)
+    eigenvalues, axes = _positive_axes(jacobian.mT @ jacobian)
+    return jacobian @ torch.where(eigenvalues[:, None] > 0, axes, 0.0)
 
 
 def symmetric_factor(gram: Tensor) -> Tensor:
-    """Return L (B, M, M) with L L^T = A, its columns along A's axes."""
-    eigenvalues, axes = positive_axes(gram)
-    return axes * eigenvalues.sqrt()[:, None, :]
+    """Return L (B, M, R) with L L^T = A, its columns along A's axes; R as in `factor_of`."""
+    eigenvalues, axes = _positive_axes(gram)
+    return axes * eigenvalues.sqrt()[:, None]
+
+
+def _positive_axes(gram: Tensor) -> tuple[Tensor, Tensor]:
+    """Return A's largest eigenvalues (B, R), those that are rounding set to 0, and their axes."""
+    eigenvalues, axes = torch.linalg.eigh(gram)
+    floor = gram.shape[-1] * _EPS * eigenvalues[:, -1:].clamp(min=0)
+    positive = eigenvalues > floor
+    rank = max(1, int(positive.sum(1).max()))
+    # ascending: the last are the largest
+    return torch.where(positive, eigenvalues, 0.0)[:, -rank:], axes[..., -rank:]
 
 
 class _Problem:
@@ -124,8 +166,7 @@ class _Problem:
 
     def curvatures(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return Psi, L^T phi', its rounding, and Psi''."""
-        values, gradient, hessian = self.potential.curvatures(self.at(z), self.rows)
-        bent = hessian[..., None] * self.factor if hessian.dim() == 2 else hessian @ self.factor
+        values, gradient, bent = self.potential.curvatures(self.at(z), self.rows, self.factor)
         matrix = self.factor.mT @ bent
         matrix.diagonal(dim1=-2, dim2=-1).add_(1.0)
         # |z| is the length of the residuals: the states themselves are rounded to about eps

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -174,40 +175,47 @@ class Ends:
         Args:
             network: its output decides whether the targets are signs or classes.
             examples: B.
-            output: None, an index, or "target". None is the only output, or, where there are
-                several and targets are given, "target": the logit of each example's class.
+            output: None, an index, or "target", the logit of each example's class. None is
+                "target" where there are several outputs and targets; the only output is both.
             targets: of one output: +1 and -1, (B,) or (B, 1), or 0 and 1, where 0 counts as -1. Of
-                K outputs: integer classes (B,), or rows (B, K) whose largest entry is the class
-                (one-hot, +-1, probabilities).
+                K outputs: integer classes (B,), or rows (B, K) with a 1 for the class and one
+                smaller number for all others (one-hot, +-1). Probabilities are no labels.
 
         Raises:
             ValueError: an output that is not there, or none chosen of several; targets of another
                 shape or with other values.
-            TypeError: targets that are no tensor.
+            TypeError: an output that is no whole number and not "target"; targets that are no
+                tensor.
         """
         outputs = math.prod(network.output_shape)
+        place = _place(output, outputs)
         if targets is not None and not isinstance(targets, Tensor):
             raise TypeError(f"targets must be a tensor, got {type(targets).__name__}")
         if outputs == 1:
-            if output not in (None, 0) or output is False:
-                raise ValueError(f"output must be None or 0 for a scalar output, got {output!r}")
             label = None if targets is None else _signs(targets, examples)
             return cls(torch.zeros(examples, dtype=torch.int64), label)
         classes = None if targets is None else _classes(targets, examples, outputs)
-        if classes is None and output in (None, "target"):
+        if place is not None:
+            index = torch.full((examples,), place)
+            return cls(index, None if classes is None else 2.0 * (classes == place).double() - 1.0)
+        if classes is None:
             raise ValueError(
                 f"output must be an index from 0 to {outputs - 1}, or targets be given for "
                 f'output="target": the network has {outputs} outputs'
             )
-        if output is None or output == "target":
-            assert classes is not None
-            return cls(classes, torch.ones(examples, dtype=torch.float64))
-        if isinstance(output, bool) or not isinstance(output, int) or not 0 <= output < outputs:
-            raise ValueError(
-                f'output must be None, "target" or an index from 0 to {outputs - 1}, got {output!r}'
-            )
-        index = torch.full((examples,), output)
-        return cls(index, None if classes is None else 2.0 * (classes == output).double() - 1.0)
+        return cls(classes, torch.ones(examples, dtype=torch.float64))
+
+
+def _place(output: object, outputs: int) -> int | None:
+    """Return the number of the output; None where each example's class decides."""
+    if output is None or (isinstance(output, str) and output == "target"):
+        return None
+    wanted = f'output must be None, "target" or an index from 0 to {outputs - 1}'
+    if isinstance(output, bool) or not isinstance(output, str | Integral):
+        raise TypeError(f"{wanted}, got a {type(output).__name__}")
+    if isinstance(output, str) or not 0 <= int(output) < outputs:
+        raise ValueError(f"{wanted}, got {output!r}")
+    return int(output)
 
 
 def _by_output(state: Tensor) -> Tensor:
@@ -232,7 +240,15 @@ def _signs(targets: Tensor, examples: int) -> Tensor:
 def _classes(targets: Tensor, examples: int, outputs: int) -> Tensor:
     targets = targets.detach().cpu()
     if targets.shape == (examples, outputs):
-        return targets.double().argmax(1)
+        rows = targets.double()
+        others = rows.masked_fill(rows == 1, -math.inf).amax(1, keepdim=True)
+        one = ((rows == 1).sum(1) == 1) & ((rows == 1) | ((rows == others) & (rows < 1))).all(1)
+        if not bool(one.all()):
+            raise ValueError(
+                "rows of targets must have a 1 for the class and one smaller number for all "
+                f"others, and row {int((~one).nonzero()[0])} has not"
+            )
+        return rows.argmax(1)
     if targets.shape != (examples,) or targets.is_floating_point() or targets.dtype == torch.bool:
         raise ValueError(
             f"targets must be integer classes ({examples},) or rows ({examples}, {outputs}), got "

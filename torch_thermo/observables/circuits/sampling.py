@@ -92,7 +92,7 @@ def sample_circuits(
             sigmoid, softmax); the message names the module.
         ValueError: paths below 1, an order other than 0; inputs, targets or output that do not fit
             the network.
-        TypeError: no Network, no tensors, or paths that are no whole number.
+        TypeError: no Network, no tensors, or paths or output that are no whole number.
     """
     check_inputs(network, inputs)
     if isinstance(paths, bool) or not isinstance(paths, int):

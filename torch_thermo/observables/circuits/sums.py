@@ -91,16 +91,16 @@ def circuit_asymmetry(
         network: the network that is read.
         inputs: (B, *network.input_shape).
         targets: labels. One output: y = +1 and -1, (B,) or (B, 1), or 1 and 0, where 0 counts as
-            -1. Several: integer classes (B,), or rows (B, K) whose largest entry is the class;
-            y = +1 where the chosen output is the example's class, else -1.
+            -1. Several: integer classes (B,), or rows (B, K) with a 1 for the class and one smaller
+            number for all others; y = +1 where the chosen output is the example's class, else -1.
         output: where the paths end: None (the only output; of several, each example's class), an
-            index, or "target", the output of each example's class.
+            index, or "target", the output of each example's class (of one output, that one).
 
     Raises:
         UnreadableNetworkError: an activation that is no gate times its argument (tanh, GELU,
             sigmoid, softmax); the message names the module.
         ValueError: inputs, targets or output that do not fit the network.
-        TypeError: no Network, or no tensors.
+        TypeError: no Network, no tensors, or an output that is no whole number.
 
     Example:
         >>> model = torch.nn.Linear(2, 1, bias=False)
@@ -126,9 +126,10 @@ def circuit_asymmetry(
 def circuit_sums(
     network: Network,
     inputs: Tensor,
-    output: int | str | None = None,
     targets: Tensor | None = None,
-    moments: Iterable[int] = (2,),
+    output: int | str | None = None,
+    *,
+    moments: int | Iterable[int] = (2,),
     order_one: bool = False,
 ) -> CircuitSums:
     r"""Sum over all circuits of each example: N, N S, A, T, moments, order-1 totals.
@@ -153,18 +154,18 @@ def circuit_sums(
     Args:
         network: the network that is read.
         inputs: (B, *network.input_shape).
-        output: where the paths end, see `circuit_asymmetry`.
         targets: labels, see `circuit_asymmetry`; here they only choose the output.
-        moments: exponents q, at least 1; one pass each.
+        output: where the paths end, see `circuit_asymmetry`.
+        moments: exponents q, at least 1, or one; one pass each.
         order_one: also total each layer's order-1 sums, one pass a layer.
 
     Raises:
         UnreadableNetworkError: see `circuit_asymmetry`.
         ValueError: exponents below 1; inputs, targets or output that do not fit the network.
-        TypeError: no Network, no tensors, or exponents that are not whole numbers.
+        TypeError: no Network, no tensors, or output or exponents that are no whole numbers.
     """
     check_inputs(network, inputs)
-    exponents = tuple(moments)
+    exponents = tuple(moments) if isinstance(moments, Iterable) else (moments,)
     for exponent in exponents:
         if isinstance(exponent, bool) or not isinstance(exponent, int):
             raise TypeError(f"moments must be whole numbers, got {exponent!r}")
