@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import sys
 import time
 from collections.abc import Callable
@@ -25,11 +23,11 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from machine import machine
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-import torch_thermo as tt
 from torch_thermo.network import Network
 from torch_thermo.observables.bulk_boundary import bulk_boundary_loss
 from torch_thermo.systems import VGG, TanhMLP
@@ -186,17 +184,8 @@ def main(arguments: list[str] | None = None) -> int:
     console = Console(width=None if sys.stdout.isatty() else 130, highlight=False)
     rows = [row for case in CASES for row in measure(case, options.samples, options.repeats)]
     console.print(table(rows))
-    machine = {
-        "platform": platform.platform(),
-        "processor": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torch_thermo": tt.__version__,
-    }
     options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps({"machine": machine, "rows": rows}, indent=2) + "\n")
+    options.json.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=2) + "\n")
     console.print(f"written to {options.json}")
     missed = [row for row in rows if row["goal"] and np.median(row["seconds"]) > row["goal"]]
     astray = [row for row in rows if row["converged"] < 1]

@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import sys
 import time
 from collections.abc import Callable
@@ -23,10 +21,10 @@ from statistics import median
 from typing import Any
 
 import torch
+from machine import machine
 from rich.console import Console
 from rich.table import Table
 
-import torch_thermo as tt
 from torch_thermo.network import Network
 from torch_thermo.observables.circuits import circuit_sums, sample_circuits
 from torch_thermo.systems import VGG
@@ -129,19 +127,6 @@ def table(rows: list[dict[str, Any]]) -> Table:
             row["unit"],
         )
     return found
-
-
-def machine() -> dict[str, Any]:
-    """What the numbers depend on."""
-    return {
-        "platform": platform.platform(),
-        "processor": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torch_thermo": tt.__version__,
-    }
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:

@@ -15,14 +15,11 @@ import argparse
 import functools
 import json
 import logging
-import os
-import platform
 import sys
 import tempfile
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +27,7 @@ import numpy as np
 import numpy.typing as npt
 import pytorch_lightning as pl
 import torch
+from machine import machine
 from pytorch_lightning.loggers import TensorBoardLogger
 from relay import Relay, Stopwatch
 from rich.console import Console
@@ -353,20 +351,6 @@ def verdicts(results: list[dict[str, Any]], goal: float, clock: str) -> list[dic
             word = "met" if ratio.high <= goal else "missed" if ratio.low > goal else "undecided"
             found.append({"net": result["net"], **vars(ratio), "goal": goal, "verdict": word})
     return found
-
-
-def machine() -> dict[str, Any]:
-    """What the numbers depend on."""
-    return {
-        "platform": platform.platform(),
-        "processor": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "lightning": version("pytorch-lightning"),
-        "torch_thermo": tt.__version__,
-    }
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:

@@ -35,7 +35,8 @@ class BulkBoundaryLoss(ThermoCallback):
         schedule: default 8 a decade of steps, the first 50 epoch ends and the end.
         method: "logit" or "linear", see `observables.bulk_boundary_loss`.
         module: the part to read, whose output is the model's: its name below the module, or
-            itself. Default: the whole forward, else the only child with parameters.
+            itself; given together with `loss_fn`, that loss is one of this part's output.
+            Default: the whole forward, else the only child with parameters.
         probe: see `ThermoCallback`.
         examples: measure on so many of the probe's examples.
         loss_fn, closure, seed: see `ThermoCallback`.
