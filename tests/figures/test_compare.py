@@ -138,7 +138,8 @@ def test_every_folder_name_is_in_the_legend_as_it_is(runs, label, shown, monkeyp
     assert [text.get_text() for text in legend.get_texts()] == [shown, "b"]
     assert [text.get_window_extent().width > 0 for text in legend.get_texts()] == [True, True]
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        # of other libraries' deprecations there may be some
+        warnings.filterwarnings("error", message="Glyph")
         figures.render(figure)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from inspect import signature
 from typing import Any
 
@@ -191,7 +192,8 @@ def trace(root: Call, examples: Tensor) -> Graph:
     """
     tracer = _Tracer(examples)
     try:
-        return tracer.trace(root)
+        with _buffers_take_proxies():
+            return tracer.trace(root)
     except (UnreadableNetworkError, RecursionError):
         raise
     except Exception as error:
@@ -199,3 +201,22 @@ def trace(root: Call, examples: Tensor) -> Graph:
         why = f"torch.fx cannot follow its forward: {error}"
         remedy = "read is a forward whose steps don't depend on its input's values"
         raise unreadable(name, kind, why, remedy) from error
+
+
+@contextmanager
+def _buffers_take_proxies() -> Iterator[None]:
+    """Let a forward assign what is traced to a buffer: torch 2.8 takes tensors alone there."""
+    own = nn.Module.__setattr__
+
+    def assign(module: nn.Module, name: str, value: Any) -> None:
+        buffers = vars(module).get("_buffers", {})
+        if isinstance(value, Proxy) and name in buffers:
+            buffers[name] = value
+        else:
+            own(module, name, value)
+
+    nn.Module.__setattr__ = assign  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        nn.Module.__setattr__ = own  # type: ignore[method-assign]
