@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -166,6 +166,20 @@ def test_a_class_that_is_rare_is_not_overlooked(loss, outputs, kind):
         )
     source = acquire_loss(Functional(plain[0], outputs), (x, y), None, None)
     assert source.description.startswith(plain[1])
+
+
+class Pair(NamedTuple):
+    inputs: torch.Tensor
+    targets: torch.Tensor
+
+
+def test_a_batch_of_a_kind_of_its_own_is_one_still():
+    class ByName(Functional):
+        def training_step(self, batch, batch_idx):
+            return F.cross_entropy(self(batch.inputs), batch.targets)
+
+    source = acquire_loss(ByName(None), Pair(*batch(12)), None, None)
+    assert source.description.startswith("F.cross_entropy")
 
 
 def test_a_step_that_passes_forward_by_gives_no_evidence_for_a_guess():

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch_thermo.callbacks._roots import LightningModule
 from torch_thermo.callbacks.quiet import children_with_parameters, has_forward, training_loss
 from torch_thermo.callbacks.trees import split
-from torch_thermo.risk import Closure, LossFn, Risk, batch_size
+from torch_thermo.risk import Closure, LossFn, Risk, batch_size, rebuilt
 
 _CRITERIA = ("criterion", "loss_fn", "loss")
 _AGREEMENT = 1e-5
@@ -324,7 +324,13 @@ def _with_other_targets(model: Any, batch: Any) -> Iterator[Any]:
         firsts = range(0, classes, max(1, target.numel()))[:_MOST_TARGETS]
         others = [(places + first) % classes for first in firsts]
     for other in others:
-        yield type(batch)((batch[0], other.to(target), *batch[2:]))
+        yield _with_entries(batch, (batch[0], other.to(target), *batch[2:]))
+
+
+def _with_entries(batch: Any, entries: Iterable[Any]) -> Any:
+    """Return a tuple or list of the batch's own kind."""
+    waiting = iter(entries)
+    return rebuilt(lambda _: next(waiting), batch)
 
 
 def _as_it_is(output: Tensor) -> Tensor:
