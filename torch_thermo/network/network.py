@@ -1,4 +1,4 @@
-"""A model as a chain of stages."""
+"""A model as stages."""
 
 from __future__ import annotations
 
@@ -117,6 +117,11 @@ class Network:
         return all(stage.parents == (i - 1,) for i, stage in enumerate(self.stages))
 
     @property
+    def is_recurrent(self) -> bool:
+        """Whether a stage reads its own state or a later one's."""
+        return any(max(stage.parents) >= i for i, stage in enumerate(self.stages))
+
+    @property
     def dtype(self) -> torch.dtype:
         """The dtype of the first layer's weight."""
         return self._first_weight().dtype
@@ -161,18 +166,38 @@ class Network:
                 f"got {len(residuals)}"
             )
         states: list[Tensor] = []
-        x = inputs
         for number, stage in enumerate(self.stages):
-            logits = _apply(stage.linear, x)
-            x = _apply(stage.activation, logits)
+            logits = stage.pre_activation(*_parents(stage, inputs, states))
+            x = stage.state(logits)
             if residuals is not None and number < hidden:
                 x = x + residuals[number]
             states.append(x)
         return states, logits
 
+    def pre_activations(self, inputs: Tensor, states: Sequence[Tensor]) -> list[Tensor]:
+        """Return ``y = w x + b`` of all stages for given states x.
+
+        Args:
+            inputs: ``(B, *input_shape)``.
+            states: of all stages, ``(B, *stage.shape)`` each; any, not only a forward pass's.
+        """
+        return [stage.pre_activation(*_parents(stage, inputs, states)) for stage in self.stages]
+
+    def one_step(self, inputs: Tensor, states: Sequence[Tensor]) -> list[Tensor]:
+        """Return ``f(w x + b)`` of all stages for given states x: the one-step map.
+
+        The states of a forward pass are its fixed point.
+
+        Args:
+            inputs: ``(B, *input_shape)``.
+            states: as `pre_activations`.
+        """
+        pre_activations = self.pre_activations(inputs, states)
+        return [s.state(y) for s, y in zip(self.stages, pre_activations, strict=True)]
+
     def output_activation(self, logits: Tensor) -> Tensor:
         """Return the outputs for pre-activations of the last stage."""
-        return _apply(self.stages[-1].activation, logits)
+        return self.stages[-1].state(logits)
 
     def _first_weight(self) -> Tensor:
         # a layer's, which need not be a parameter; a Scale's is computed in float64
@@ -182,7 +207,5 @@ class Network:
         return f"Network({' - '.join(map(str, self.sizes))})"
 
 
-def _apply(operations: Sequence[Operation], x: Tensor) -> Tensor:
-    for operation in operations:
-        x = operation(x)
-    return x
+def _parents(stage: Stage, inputs: Tensor, states: Sequence[Tensor]) -> list[Tensor]:
+    return [inputs if parent < 0 else states[parent] for parent in stage.parents]

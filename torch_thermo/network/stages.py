@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from torch_thermo.network.following import Step
 from torch_thermo.network.operations import Convolution, Dense, Elementwise, Operation, Scale
 
-__all__ = ["Stage", "split"]
+__all__ = ["Stage", "composed", "split"]
 
 
 @dataclass(frozen=True)
@@ -21,11 +22,15 @@ class Stage:
 
     Attributes:
         name: of the module that has the weights.
-        parents: the stages whose states it reads, -1 for the input. In a chain the one before.
+        parents: the stages whose states it reads, -1 for the input. In a chain the one before;
+            in a recurrent network itself or later ones too.
         linear: operations up to the pre-activation; a max-pool may be among them, which is
             linear only where its choice is fixed.
         activation: operations from there to the state.
         shape: of the state of one example.
+        wiring: for each operation of `linear` the values it takes: k >= 0 the state of
+            `parents[k]`, ~j what the j-th operation gives. None: each takes what the one before
+            gives, the first the state of the only parent.
     """
 
     name: str
@@ -33,11 +38,33 @@ class Stage:
     linear: tuple[Operation, ...]
     activation: tuple[Operation, ...]
     shape: torch.Size
+    wiring: tuple[tuple[int, ...], ...] | None = None
+
+    def pre_activation(self, *parents: Tensor) -> Tensor:
+        """Return ``y = W x + b`` from the parents' states, in the order of `parents`."""
+        if self.wiring is None:
+            (x,) = parents
+            return composed(self.linear, x)
+        values: list[Tensor] = []
+        for operation, taken in zip(self.linear, self.wiring, strict=True):
+            values.append(operation(*(parents[k] if k >= 0 else values[~k] for k in taken)))
+        return values[-1] if values else parents[0]
+
+    def state(self, pre_activation: Tensor) -> Tensor:
+        """Return ``f(y)``."""
+        return composed(self.activation, pre_activation)
 
     @property
     def size(self) -> int:
         """The number of neurons: units of the state."""
         return self.shape.numel()
+
+
+def composed(operations: Sequence[Operation], x: Tensor) -> Tensor:
+    """Return x behind the operations, one after the other."""
+    for operation in operations:
+        x = operation(x)
+    return x
 
 
 def split(steps: Sequence[Step]) -> tuple[Stage, ...]:
