@@ -131,12 +131,6 @@ REFUSED_ARGUMENTS: dict[str, tuple[Any, ...]] = {
 
 W = torch.full((4, 4), 0.5, dtype=torch.float64)
 REFUSED_FUNCTIONS: list[tuple[str, Callable[[Tensor], Any]]] = [
-    ("add", lambda x: x + 1),
-    ("sub", lambda x: 1 - x),
-    ("mul", lambda x: x * 2),
-    ("truediv", lambda x: x / 255),
-    ("div", lambda x: x.div(255)),
-    ("neg", lambda x: -x),
     ("pow", lambda x: x**2),
     ("matmul", lambda x: x @ W),
     ("mm", lambda x: x.mm(W)),

@@ -48,14 +48,52 @@ def message(model: nn.Module, x: Tensor | None = None) -> str:
     return str(caught.value)
 
 
-JOINED = "it joins several values that come from the input, as skip connections do"
+JOINED = (
+    "it joins several values that come from the input, and is no sum, difference or concatenation"
+)
 PARTS: list[tuple[Callable[..., Any], str]] = [
-    (lambda m, x: x + m.layer(x), rf"part\.add \(add\) cannot be read: {JOINED}; {READ}"),
-    (lambda m, x: torch.add(x, m.layer(x)), rf"part\.add \(add\) cannot be read: {JOINED}"),
-    (lambda m, x: x * torch.sigmoid(x), rf"part\.mul \(mul\) cannot be read: {JOINED}"),
-    (lambda m, x: x + x, rf"part\.add \(add\) cannot be read: {JOINED}"),
-    (lambda m, x: torch.cat([x, m.layer(x)], 1)[:, :4], rf"part\.cat \(cat\).*: {JOINED}"),
-    (lambda m, x: F.linear(x, x), rf"part\.linear \(linear\) cannot be read: {JOINED}"),
+    (lambda m, x: F.linear(x, x), rf"part\.linear \(linear\) cannot be read: {JOINED}; {READ}"),
+    (lambda m, x: x @ m.layer(x).flatten(1), rf"part\.matmul \(matmul\).*: {JOINED}"),
+    (lambda m, x: torch.maximum(x, m.layer(x)), rf"part\.maximum \(maximum\).*: {JOINED}"),
+    (lambda m, x: torch.stack([x, m.layer(x)]).sum(0), rf"part\.stack \(stack\).*: {JOINED}"),
+    (
+        lambda m, x: x * torch.sigmoid(x),
+        r"part\.mul \(mul\) cannot be read: it multiplies values that come from the input by each "
+        rf"other, as gates and attention do; {READ}",
+    ),
+    (lambda m, x: x.mul(m.layer(x)), r"part\.mul \(mul\).*as gates and attention do"),
+    (lambda m, x: 1 / x, r"part\.truediv \(div\).*it divides by values that come from the input"),
+    (lambda m, x: x / m.layer(x), r"part\.truediv \(div\).*it divides by values that come from"),
+    (
+        lambda m, x: torch.div(x, 2, rounding_mode="floor"),
+        r"part\.div \(div\).*it rounds its quotient \(floor\)",
+    ),
+    (lambda m, x: torch.cat([x, m.layer(x)]), r"part\.cat \(cat\).*along the first axis"),
+    (lambda m, x: torch.cat([x, m.layer(x)], -2), r"part\.cat \(cat\).*which is the batch"),
+    (
+        lambda m, x: torch.cat([x, m.layer.weight], 1)[:, :4],
+        r"part\.layer \(cat\).*joins what comes from the input with other tensors",
+    ),
+    (
+        lambda m, x: m.layer(x.view(-1, 1, 4)) + x,
+        r"part\.add \(add\).*examples of other numbers of axes, \(1, 4\) and \(4,\)",
+    ),
+    (
+        lambda m, x: torch.add(x, x, alpha=m.norm.num_batches_tracked),
+        r"part\.norm \(add\).*its alpha is a Live, not a number",
+    ),
+    (
+        lambda m, x: x.view(-1, 4, 1) * m.layer.weight,
+        r"part\.layer \(mul\).*its weight of \(4, 4\) does not fit each example of \(4, 1\)",
+    ),
+    (
+        lambda m, x: x.view(-1, 1, 4) + m.layer.weight.view(4, 1, 4),
+        r"part\.layer \(add\)",
+    ),
+    (
+        lambda m, x: x[:, :4] + torch.cat([x, m.layer(x)], 1)[:, :4],
+        r"part\.getitem \(getitem\) cannot be read: it takes a part of a value",
+    ),
     (
         lambda m, x: F.dropout(x, 0.5),
         r"part\.dropout \(dropout\) cannot be read: it is active in eval mode",
@@ -99,6 +137,14 @@ def test_parts(forward: Callable[..., Any], expected: str) -> None:
     assert re.match(expected, message(Net(forward)))
 
 
+def test_a_weight_with_entries_for_examples() -> None:
+    def forward(m: Part, x: Tensor) -> Tensor:
+        return (x.view(-1, 1, 4) + m.layer.weight[:2].view(2, 1, 4)).flatten(1)
+
+    text = message(Net(forward), torch.ones(1, 4))
+    assert "its weight of (2, 1, 4) does not fit each example of (1, 4)" in text
+
+
 class Given(nn.Module):
     def __init__(self, forward: Callable[..., Any], *parts: nn.Module) -> None:
         super().__init__()
@@ -133,6 +179,10 @@ MODELS: list[tuple[nn.Module, str]] = [
     (Given(lambda m, x: {"logits": m.layer(x)}), r"the model \(Given\).*returns a dict"),
     (Given(lambda m, x: None), r"the model \(Given\).*returns a NoneType"),
     (Given(lambda m, x: m.layer.weight * 1), r"the model \(Given\).*does not depend on its input"),
+    (
+        Given(lambda m, x: m.layer(x) * 1j),
+        r"mul \(mul\).*other argument is a complex, not a number",
+    ),
     (Two(), r"the model \(Two\).*takes other inputs than it is given here \(missing.*'y'\)"),
     (nn.Module(), r"the model \(Module\).*it has no forward of its own"),
     (nn.ModuleList([nn.Linear(2, 2)]), r"the model \(ModuleList\).*no forward of its own"),

@@ -5,13 +5,13 @@ from __future__ import annotations
 __all__ = ["READ", "UnreadableNetworkError", "unreadable"]
 
 READ = (
-    "read are chains of linear layers, convolutions, batch normalisation in eval mode, pools, "
-    "reshapes and elementwise activations"
+    "read are linear layers, convolutions, batch normalisation in eval mode, pools, reshapes, "
+    "elementwise activations, and sums and concatenations of branches"
 )
 
 
 class UnreadableNetworkError(TypeError):
-    """A model, or a part of it, that is no chain of layers `Network` knows.
+    """A model, or a part of it, that is not made of layers `Network` knows.
 
     The message names the part (its name in the model), what it is, why it is not read and what
     would be.

@@ -1,10 +1,9 @@
-"""A graph of `torch.fx` followed with a few examples, and noted as operations."""
+"""A graph of `torch.fx` followed with a few examples, and noted as steps."""
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -12,33 +11,55 @@ from torch import Tensor, nn
 from torch.fx import Graph, Node
 from torch.fx.node import map_aggregate
 
+from torch_thermo.network.arithmetic import (
+    ARITHMETIC,
+    ARITHMETIC_FUNCTIONS,
+    ARITHMETIC_METHODS,
+    Joined,
+)
 from torch_thermo.network.errors import UnreadableNetworkError, unreadable
 from torch_thermo.network.functional import FUNCTIONS, METHODS
-from torch_thermo.network.live import Label, Live, Operations
+from torch_thermo.network.live import Branch, Label, Live, Operations
 from torch_thermo.network.modules import MODULES, module_class
 from torch_thermo.network.operations import Operation
 from torch_thermo.network.refusals import refusal
 from torch_thermo.network.tracing import Call, within
 from torch_thermo.network.training import evaluating
 
-__all__ = ["Follower", "Step"]
+__all__ = ["Follower", "Step", "run"]
 
+_TABLES: dict[str, dict[Any, tuple[str, Callable[..., Any]]]] = {
+    "call_function": {**FUNCTIONS, **ARITHMETIC_FUNCTIONS},
+    "call_method": {**METHODS, **ARITHMETIC_METHODS},
+}
 _SHAPE_METHODS = ("size", "dim", "ndimension", "numel", "nelement")
 _SHAPE_ATTRIBUTES = ("shape", "ndim", "dtype", "device")
 
 
 class Step(NamedTuple):
-    """An operation and the shape of one example behind it."""
+    """An operation, the shape of one example behind it, and what it takes.
+
+    Args:
+        operation: what is done.
+        shape: of one example behind it.
+        takes: numbers of the steps whose results it takes, -1 for the input.
+    """
 
     operation: Operation
     shape: torch.Size
+    takes: tuple[int, ...]
 
 
-class _Flow(NamedTuple):
-    """A value that is computed from the input, and the steps that lead to it."""
-
-    value: Tensor
-    steps: tuple[Step, ...]
+def run(steps: Sequence[Step], inputs: Tensor) -> Tensor:
+    """Return what the last step gives."""
+    last_use = {taken: number for number, step in enumerate(steps) for taken in step.takes}
+    values = {-1: inputs}
+    for number, step in enumerate(steps):
+        values[number] = step.operation(*(values[taken] for taken in step.takes))
+        for taken in set(step.takes):
+            if last_use[taken] == number:
+                del values[taken]
+    return values[len(steps) - 1]
 
 
 class Follower:
@@ -50,7 +71,7 @@ class Follower:
         examples: the batch to follow.
 
     Attributes:
-        steps: what is done to the examples, in order.
+        steps: what is done to the examples, in order; all lead to the last one's result.
 
     Raises:
         UnreadableNetworkError: a step that is no operation.
@@ -59,16 +80,18 @@ class Follower:
     def __init__(self, root: Call, graph: Graph, examples: Tensor) -> None:
         self._root = root
         self._values: dict[Node, Any] = {}
+        self._steps: list[Step] = []
         needed = _needed(graph)
         self._refuse_unused_in_place(graph, needed)
         self._nodes = [node for node in graph.nodes if node in needed]
         *inner, output = self._nodes
         for node in inner:
             taken = node.op == "placeholder"
-            self._values[node] = _Flow(examples, ()) if taken else self._followed(node)
+            self._values[node] = Branch(examples, -1) if taken else self._followed(node)
+            self._note_in_place(node)
         self.steps = self._finish(output)
         # live weights may need the others; the examples' values go
-        self._values = {n: v for n, v in self._values.items() if not isinstance(v, _Flow)}
+        self._values = {n: v for n, v in self._values.items() if not isinstance(v, Branch)}
 
     def parameters(self) -> list[Tensor]:
         """Return the live parameters that the forward pass reads, each once."""
@@ -94,6 +117,12 @@ class Follower:
                     "assign its result (x = F.relu(x))",
                 )
 
+    def _note_in_place(self, node: Node) -> None:
+        """Give those that take later what was changed in place its new value."""
+        for changed in self._changed(node):
+            if isinstance(changed, Node) and isinstance(self._values[changed], Branch):
+                self._values[changed] = self._values[node]
+
     def _changed(self, node: Node) -> list[Any]:
         """Return the arguments that a call changes in place."""
         if node.op == "call_module":
@@ -111,11 +140,11 @@ class Follower:
 
     def _finish(self, output: Node) -> tuple[Step, ...]:
         returned = output.args[0]
-        flow = self._values[returned] if isinstance(returned, Node) else returned
-        if not isinstance(flow, _Flow):
+        branch = self._values[returned] if isinstance(returned, Node) else returned
+        if not isinstance(branch, Branch):
             kind = type(self._root.model).__name__
             raise unreadable("", kind, "its output does not depend on its input")
-        return flow.steps
+        return _leading_to(branch.step, self._steps)
 
     def _followed(self, node: Node) -> Any:
         try:
@@ -126,13 +155,13 @@ class Follower:
             raise self._label(node).refuse(str(error)) from error
 
     def _value(self, node: Node) -> Any:
-        """Return what a node gives: a flow, a live tensor, or a plain value such as a size."""
+        """Return what a node gives: a branch, a live tensor, or a plain value such as a size."""
         if node.op == "get_attr":
             path = str(node.target)
             return Live(lambda: self._attribute(path), path)
         inputs = [self._values[other] for other in node.all_input_nodes]
-        if any(isinstance(value, _Flow) for value in inputs):
-            return self._flow(node)
+        if any(isinstance(value, Branch) for value in inputs):
+            return self._branch(node)
         if node.op == "call_module" or any(isinstance(value, Live) for value in inputs):
             names = [value.name for value in inputs if isinstance(value, Live)]
             name = names[0] if names else str(node.target).replace("parametrizations.", "")
@@ -163,30 +192,37 @@ class Follower:
         args, kwargs = map_aggregate((tuple(node.args), dict(node.kwargs)), replace)
         return args, kwargs
 
-    def _flow(self, node: Node) -> Any:
-        """Return what is computed from the input: a size, or a flow with one more step."""
+    def _branch(self, node: Node) -> Any:
+        """Return what is computed from the input: a size, or a branch behind more steps."""
         if _is_shape(node):
             return self._compute(node)
-        flows = _flows((node.args, node.kwargs), self._values)
-        read = self._reader(node, self._label(node), len(flows))
-        (flow,) = flows
-        args, kwargs = self._arguments(node, _as_input)
-        steps, y = flow.steps, flow.value
-        for operation in read(*args, **kwargs):
-            y = operation(y)
-            steps = (*steps, Step(operation, y.shape[1:]))
-        return _Flow(y, steps)
+        operations, taken = self._read(node, self._label(node))
+        branch = taken[0]
+        for operation in operations:
+            y = operation(*(other.value for other in taken))
+            self._steps.append(Step(operation, y.shape[1:], tuple(other.step for other in taken)))
+            branch = Branch(y, len(self._steps) - 1)
+            taken = (branch,)
+        return branch
 
-    def _reader(self, node: Node, label: Label, flows: int) -> Callable[..., Operations]:
+    def _read(self, node: Node, label: Label) -> tuple[Operations, tuple[Branch, ...]]:
+        """Return the operations of a node, and the branches that the first of them takes."""
+        branches = _branches((node.args, node.kwargs), self._values)
         if node.op == "call_module":
             module = self._root.get_submodule(str(node.target))
-            reader = MODULES[module_class(module)][0]
+            args, kwargs = self._arguments(node, _as_input)
             # torch.nn's modules have one input, which may be given by its name
-            return lambda *args, **kwargs: reader(label, module, *args, *kwargs.values())
-        _, function = _named(node)
-        if function is None or flows > 1:
-            raise unreadable(*label, *refusal(label.kind, joins=flows > 1))
-        return partial(function, label)
+            read = MODULES[module_class(module)][0]
+            return read(label, module, *args, *kwargs.values()), branches
+        name, reader = _named(node)
+        if reader is not None and name in ARITHMETIC:
+            args, kwargs = self._arguments(node, _itself)
+            joined: Joined = reader(label, *args, **kwargs)
+            return joined
+        if reader is None or len(branches) > 1:
+            raise unreadable(*label, *refusal(label.kind, joins=len(branches) > 1))
+        args, kwargs = self._arguments(node, _as_input)
+        return reader(label, *args, **kwargs), branches
 
     def _label(self, node: Node) -> Label:
         if node.op == "call_module":
@@ -214,13 +250,11 @@ def _needed(graph: Graph) -> set[Node]:
     return needed
 
 
-def _named(node: Node) -> tuple[str, Callable[..., Operations] | None]:
+def _named(node: Node) -> tuple[str, Callable[..., Any] | None]:
     """Return what is called, and how it is read; None where it is not."""
-    table: Any = METHODS if node.op == "call_method" else FUNCTIONS
-    if node.target in table:
-        name, reader = table[node.target]
-        return name, reader
-    return getattr(node.target, "__name__", str(node.target)), None
+    plain = getattr(node.target, "__name__", str(node.target)), None
+    found: tuple[str, Callable[..., Any] | None] = _TABLES[node.op].get(node.target, plain)
+    return found
 
 
 def _is_shape(node: Node) -> bool:
@@ -229,24 +263,44 @@ def _is_shape(node: Node) -> bool:
     return node.target is getattr and node.args[1] in _SHAPE_ATTRIBUTES
 
 
-def _flows(arguments: Any, values: dict[Node, Any]) -> list[_Flow]:
-    """Return the flows among a node's arguments, each as often as it is there."""
-    found: list[_Flow] = []
+def _branches(arguments: Any, values: dict[Node, Any]) -> tuple[Branch, ...]:
+    """Return the branches among a node's arguments, each as often as it is there."""
+    found: list[Branch] = []
 
     def note(argument: Any) -> Any:
-        if isinstance(argument, Node) and isinstance(values[argument], _Flow):
+        if isinstance(argument, Node) and isinstance(values[argument], Branch):
             found.append(values[argument])
         return argument
 
     map_aggregate(arguments, note)
-    return found
+    return tuple(found)
+
+
+def _leading_to(last: int, steps: Sequence[Step]) -> tuple[Step, ...]:
+    """Return the steps that lead to the result of step `last`, numbered anew."""
+    needed, waiting = {last} - {-1}, [last]
+    while waiting:
+        number = waiting.pop()
+        for taken in steps[number].takes if number >= 0 else ():
+            if taken >= 0 and taken not in needed:
+                needed.add(taken)
+                waiting.append(taken)
+    places = {number: place for place, number in enumerate(sorted(needed))} | {-1: -1}
+    return tuple(
+        steps[number]._replace(takes=tuple(places[taken] for taken in steps[number].takes))
+        for number in sorted(needed)
+    )
 
 
 def _present(value: Any) -> Any:
-    if isinstance(value, _Flow):
+    if isinstance(value, Branch):
         return value.value
     return value.read() if isinstance(value, Live) else value
 
 
+def _itself(value: Any) -> Any:
+    return value
+
+
 def _as_input(value: Any) -> Any:
-    return value.value if isinstance(value, _Flow) else value
+    return value.value if isinstance(value, Branch) else value

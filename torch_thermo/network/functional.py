@@ -25,6 +25,7 @@ from torch_thermo.network.operations import (
     MaxPool,
     Reshape,
     Scale,
+    normalisation,
 )
 
 __all__ = ["FUNCTIONS", "METHODS", "READERS"]
@@ -113,7 +114,7 @@ def batch_norm(
         needed(label, "running variance", running_var),
     )
     affine = source(label, "weight", weight), source(label, "bias", bias)
-    return (Scale(*label, *statistics, *affine, eps),)
+    return (Scale(*label, *normalisation(*statistics, *affine, eps)),)
 
 
 # --- pools

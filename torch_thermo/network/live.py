@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from torch import Tensor
+
 from torch_thermo.network.errors import UnreadableNetworkError, unreadable
 from torch_thermo.network.operations import Operation, Source
 
-__all__ = ["Label", "Live", "Operations", "needed", "source"]
+__all__ = ["Branch", "Label", "Live", "Operations", "needed", "source"]
 
 Operations = tuple[Operation, ...]
 
@@ -28,6 +30,13 @@ class Live(NamedTuple):
 
     read: Source
     name: str = ""
+
+
+class Branch(NamedTuple):
+    """A value that is computed from the input, and the step that gives it; -1 is the input."""
+
+    value: Tensor
+    step: int
 
 
 def source(label: Label, what: str, value: Any) -> Source | None:

@@ -8,9 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from torch_thermo.network.errors import unreadable
+from torch_thermo.network.fixed_point import FixedPoint, fixed_point, settled
+from torch_thermo.network.matrix import Indices, matrix_stages
 from torch_thermo.network.operations import Convolution, Dense, Operation
 from torch_thermo.network.reading import read_model
-from torch_thermo.network.stages import Stage, split
+from torch_thermo.network.splitting import split
+from torch_thermo.network.stages import Stage
 
 __all__ = ["Network"]
 
@@ -27,6 +30,8 @@ class Network:
         stages: in order.
         input_shape: of one example.
         parameters: gives the live parameters.
+        order: of a network from a matrix, the matrix's neurons in the network's order: the
+            input's, then stage by stage, ``(N,)``; None for others.
     """
 
     def __init__(
@@ -34,9 +39,11 @@ class Network:
         stages: Sequence[Stage],
         input_shape: torch.Size,
         parameters: Callable[[], list[Tensor]],
+        order: Tensor | None = None,
     ) -> None:
         self.stages = tuple(stages)
         self.input_shape = input_shape
+        self.order = order
         self._parameters = parameters
 
     @classmethod
@@ -54,8 +61,9 @@ class Network:
         ``model[0] = nn.Linear(3, 4)`` the network has the old one still, so read the model again.
 
         Args:
-            model: a chain of what the table in docs/modules.md has. A model inside
-                torch.compile, DataParallel or DistributedDataParallel is read from there.
+            model: made of what the table in docs/modules.md has, a chain or with branches that
+                meet in sums and concatenations; see `splitting.split` for its stages. A model
+                inside torch.compile, DataParallel or DistributedDataParallel is read from there.
             example_input: a batch ``(B, ...)`` of floating-point numbers as the model takes it,
                 on the model's device.
 
@@ -89,9 +97,59 @@ class Network:
             raise unreadable("", type(model).__name__, "it has no layer of weights")
         return cls(stages, example_input.shape[1:], followed.parameters)
 
+    @classmethod
+    def from_matrix(
+        cls,
+        w: Tensor,
+        b: Tensor,
+        activation: Callable[[Tensor], Tensor],
+        inputs: Indices,
+        outputs: Indices,
+    ) -> Network:
+        """Take a network from one matrix of weights between all neurons: ``x = f(w x + b)``.
+
+        The general case of V. Vanchurin, *Towards a theory of machine learning* (sec. 2): w_ij is
+        the weight with which neuron i reads neuron j. Input neurons are clamped to the data: their
+        rows of w and entries of b are not read.
+
+        Where no path along w comes back to a neuron and none reads an output, w is nilpotent and
+        the network an ordinary feed-forward one: a stage for each length of the longest path from
+        the input, and the outputs last. Others have the stages "hidden" and "output" that read
+        both; their states are found by iteration, see `fixed_point`.
+
+        Weights are read anew at each call, so the network follows w and b in training. Which
+        blocks of w are 0 is read once: those are left out, and stay out.
+
+        Args:
+            w: ``(N, N)``, any floating-point dtype.
+            b: ``(N,)``.
+            activation: f, of all neurons but the input's: an elementwise function or module such
+                as `torch.tanh` and ``nn.Tanh()``.
+            inputs: the input neurons in the order of an example's numbers: indices, a slice, or
+                how many of the first.
+            outputs: the output neurons in the order of the outputs' numbers: indices, a slice, or
+                how many of the last.
+
+        Raises:
+            ValueError: w is not square or not finite, b does not fit, neurons that are not there,
+                twice there or input and output at once, or an activation that is not elementwise.
+            TypeError: w or b is no tensor, or the activation not callable.
+
+        Example:
+            >>> w = torch.tensor([[0.0, 0.0, 0.0], [0.5, 0.0, 0.0], [1.0, 2.0, 0.0]])
+            >>> network = Network.from_matrix(w, torch.zeros(3), torch.tanh, inputs=1, outputs=1)
+            >>> network, [stage.parents for stage in network.stages]
+            (Network(1 - 1 - 1), [(-1,), (-1, 0)])
+        """
+        stages, order = matrix_stages(w, b, activation, inputs, outputs)
+        learnt = activation.parameters() if isinstance(activation, nn.Module) else ()
+        parameters = [t for t in (w, b, *learnt) if t.requires_grad]
+        shape = torch.Size((len(order) - sum(stage.size for stage in stages),))
+        return cls(stages, shape, lambda: list(parameters), order)
+
     @property
     def operations(self) -> tuple[Operation, ...]:
-        """All operations in order."""
+        """All operations in order, stage by stage; a pool that several stages share in each."""
         return tuple(
             operation for stage in self.stages for operation in (*stage.linear, *stage.activation)
         )
@@ -113,8 +171,11 @@ class Network:
 
     @property
     def is_chain(self) -> bool:
-        """Whether each stage reads the one before alone."""
-        return all(stage.parents == (i - 1,) for i, stage in enumerate(self.stages))
+        """Whether each operation takes what the one before gives, and nothing else."""
+        return all(
+            stage.parents == (i - 1,) and stage.wiring is None
+            for i, stage in enumerate(self.stages)
+        )
 
     @property
     def is_recurrent(self) -> bool:
@@ -145,7 +206,9 @@ class Network:
         """Return all stages' states and the last one's pre-activation.
 
         ``x_l = f_l(W_l x_{l-1} + b_l) + r_l``: with residuals r the states are those of the bulk
-        loss (eq. 3.2 of the paper).
+        loss (eq. 3.2 of the paper). In a recurrent network they are the fixed point that
+        `fixed_point` finds without damping; those of a sample for which it finds none are NaN, and
+        a warning says so.
 
         Args:
             inputs: ``(B, *input_shape)``.
@@ -159,12 +222,10 @@ class Network:
         Raises:
             ValueError: another number of residuals than of hidden stages.
         """
+        self._check_residuals(residuals)
+        if self.is_recurrent:
+            return settled(self, inputs, residuals)
         hidden = len(self.stages) - 1
-        if residuals is not None and len(residuals) != hidden:
-            raise ValueError(
-                f"residuals must be one for each of the {hidden} hidden stages, "
-                f"got {len(residuals)}"
-            )
         states: list[Tensor] = []
         for number, stage in enumerate(self.stages):
             logits = stage.pre_activation(*_parents(stage, inputs, states))
@@ -173,6 +234,39 @@ class Network:
                 x = x + residuals[number]
             states.append(x)
         return states, logits
+
+    def fixed_point(
+        self,
+        inputs: Tensor,
+        residuals: Sequence[Tensor] | None = None,
+        damping: float = 0.0,
+        steps: int = 1000,
+        tol: float | None = None,
+    ) -> FixedPoint:
+        """Return the states with ``x = f(w x + b) + r`` by iteration, and where there are none.
+
+        ``x <- (1 - damping) (f(w x + b) + r) + damping x`` from x = 0 (V. Vanchurin, *Towards a
+        theory of machine learning*, sec. 2). A sample is done when one application of f(w x + b)
+        changes none of its neurons by more than ``tol max(1, max |x_i|)``. A contraction converges;
+        damping helps where the iteration oscillates (an eigenvalue of f'w near or below -1), and
+        changes no fixed point. Of several fixed points it is the one that is reached from 0. In a
+        feed-forward network one pass is exact.
+
+        Autograd differentiates through the iteration; it keeps every iterate for that.
+
+        Args:
+            inputs: ``(B, *input_shape)``.
+            residuals: as `states`.
+            damping: at least 0, less than 1.
+            steps: at most so many applications.
+            tol: None: eps^(3/4) of the inputs' dtype, 2e-12 in float64.
+
+        Raises:
+            ValueError: damping, steps or tol out of range, inputs of another shape or of whole
+                numbers, or another number of residuals than of hidden stages.
+        """
+        self._check_residuals(residuals)
+        return fixed_point(self, inputs, residuals, damping, steps, tol)
 
     def pre_activations(self, inputs: Tensor, states: Sequence[Tensor]) -> list[Tensor]:
         """Return ``y = w x + b`` of all stages for given states x.
@@ -198,6 +292,14 @@ class Network:
     def output_activation(self, logits: Tensor) -> Tensor:
         """Return the outputs for pre-activations of the last stage."""
         return self.stages[-1].state(logits)
+
+    def _check_residuals(self, residuals: Sequence[Tensor] | None) -> None:
+        hidden = len(self.stages) - 1
+        if residuals is not None and len(residuals) != hidden:
+            raise ValueError(
+                f"residuals must be one for each of the {hidden} hidden stages, "
+                f"got {len(residuals)}"
+            )
 
     def _first_weight(self) -> Tensor:
         # a layer's, which need not be a parameter; a Scale's is computed in float64

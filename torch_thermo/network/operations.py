@@ -30,6 +30,8 @@ __all__ = [
     "Scale",
     "Source",
     "Weighted",
+    "normalisation",
+    "precise",
 ]
 
 Source = Callable[[], Tensor]
@@ -144,14 +146,29 @@ class Convolution(Weighted):
 
 
 class Scale(Weighted):
-    """Batch normalisation in eval mode, ``y_c = weight_c x_c + bias_c`` for channel c (axis 1).
+    """``y_k = weight_k x_k + bias_k``: a diagonal layer, such as batch normalisation in eval mode.
+
+    With one entry for all numbers of an example, one for each channel (axis 1), or one for each
+    number, in row-major order; `bias` has as many as `weight`.
+    """
+
+    def apply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """See `Weighted.apply`."""
+        each = len(weight) == x.shape[1:].numel()
+        shape = x.shape[1:] if each else (-1,) + (1,) * (x.dim() - 2)
+        y = x * weight.reshape(shape)
+        return y if bias is None else y + bias.reshape(shape)
+
+
+def normalisation(
+    mean: Source, variance: Source, gamma: Source | None, beta: Source | None, eps: float
+) -> tuple[Source, Source]:
+    """Return weight and bias of the `Scale` that is batch normalisation in eval mode.
 
     ``weight = gamma / sqrt(var + eps)``, ``bias = beta - mean weight`` from the live running
     statistics, computed in float64 so that they serve any input's dtype.
 
     Args:
-        name: see `Operation`.
-        kind: see `Operation`.
         mean: reads the running mean.
         variance: reads the running variance.
         gamma: reads gamma; None: 1.
@@ -159,31 +176,15 @@ class Scale(Weighted):
         eps: added to the variance.
     """
 
-    def __init__(
-        self,
-        name: str,
-        kind: str,
-        mean: Source,
-        variance: Source,
-        gamma: Source | None,
-        beta: Source | None,
-        eps: float,
-    ) -> None:
-        def weight() -> Tensor:
-            factor = (_precise(variance()) + eps).rsqrt()
-            return factor if gamma is None else _precise(gamma()) * factor
+    def weight() -> Tensor:
+        factor = (precise(variance()) + eps).rsqrt()
+        return factor if gamma is None else precise(gamma()) * factor
 
-        def bias() -> Tensor:
-            shift = -_precise(mean()) * weight()
-            return shift if beta is None else _precise(beta()) + shift
+    def bias() -> Tensor:
+        shift = -precise(mean()) * weight()
+        return shift if beta is None else precise(beta()) + shift
 
-        super().__init__(name, kind, weight, bias)
-
-    def apply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """See `Weighted.apply`."""
-        shape = (-1,) + (1,) * (x.dim() - 2)
-        y = x * weight.reshape(shape)
-        return y if bias is None else y + bias.reshape(shape)
+    return weight, bias
 
 
 class Reshape(Operation):
@@ -249,6 +250,6 @@ class Elementwise(Operation):
         return self._gate(y)
 
 
-def _precise(tensor: Tensor) -> Tensor:
-    """In float64 where the device has it."""
+def precise(tensor: Tensor) -> Tensor:
+    """Return it in float64 where its device has that."""
     return tensor if tensor.device.type == "mps" else tensor.double()

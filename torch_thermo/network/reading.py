@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from torch_thermo.network.errors import UnreadableNetworkError, unreadable
-from torch_thermo.network.following import Follower
+from torch_thermo.network.following import Follower, run
 from torch_thermo.network.keeping import attributes_kept
 from torch_thermo.network.refusals import refusal
 from torch_thermo.network.tracing import Call, trace, unwrapped
@@ -49,10 +49,7 @@ def _read(model: nn.Module, example_input: Tensor) -> Follower:
             expected.append((numbers, where, _output(model, numbers)))
         followed = Follower(root, graph, examples)
         for x, where, output in expected:
-            y = x
-            for step in followed.steps:
-                y = step.operation(y)
-            _verify(type(model).__name__, y, output, where)
+            _verify(type(model).__name__, run(followed.steps, x), output, where)
     return followed
 
 

@@ -10,6 +10,7 @@ __all__ = ["REFUSED", "refusal"]
 
 _LOGITS = "return the logits and leave the softmax to the loss"
 _PART = "give module= the part that is a chain of layers"
+_JOINS = "it joins several values that come from the input"
 _DATA = "prepare the data that way before the model"
 
 _GROUPS: tuple[tuple[str, str, str], ...] = (
@@ -107,7 +108,7 @@ _GROUPS: tuple[tuple[str, str, str], ...] = (
         READ,
     ),
     (
-        "add sub mul truediv div neg pow matmul mm bmm",
+        "pow matmul mm bmm",
         "it is arithmetic in forward, not a layer",
         f"{_DATA}, or as a layer; {READ}",
     ),
@@ -143,6 +144,6 @@ def refusal(name: str, joins: bool = False) -> tuple[str, str]:
         joins: whether it takes several values that come from the input.
     """
     reason = _BY_PLAIN_NAME.get(_plain(_OTHER_NAMES.get(name, name)))
-    if joins and (reason is None or reason == REFUSED["add"]):
-        return "it joins several values that come from the input, as skip connections do", READ
+    if joins and (reason is None or reason == REFUSED["pow"]):
+        return f"{_JOINS}, and is no sum, difference or concatenation", READ
     return reason or ("it is not in the table of what is read", READ)

@@ -1,4 +1,4 @@
-"""Operations in order split into stages."""
+"""Layers of weights with their activations."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from torch_thermo.network.following import Step
-from torch_thermo.network.operations import Convolution, Dense, Elementwise, Operation, Scale
+from torch_thermo.network.base import Operation
 
-__all__ = ["Stage", "composed", "split"]
+__all__ = ["Stage", "composed", "flat"]
 
 
 @dataclass(frozen=True)
@@ -67,39 +66,6 @@ def composed(operations: Sequence[Operation], x: Tensor) -> Tensor:
     return x
 
 
-def split(steps: Sequence[Step]) -> tuple[Stage, ...]:
-    """Split steps into stages, one for each `Dense` or `Convolution`.
-
-    A stage's activation reaches from the first to the last elementwise operation before the next
-    layer; what lies behind it (pools, reshapes, a normalisation) goes to the next stage. Where
-    there is none, the layer keeps the normalisation directly behind it. The first stage has all
-    that precedes its layer, the last all that follows.
-    """
-    layers = [i for i, step in enumerate(steps) if isinstance(step.operation, Dense | Convolution)]
-    stages: list[Stage] = []
-    start = 0
-    for number, layer in enumerate(layers):
-        last = number == len(layers) - 1
-        following = len(steps) if last else layers[number + 1]
-        bends = [i for i in range(layer, following) if isinstance(steps[i].operation, Elementwise)]
-        if last:
-            bend, end = (bends or [following])[0], following
-        elif bends:
-            bend, end = bends[0], bends[-1] + 1
-        else:
-            bend = layer + 1
-            while bend < following and isinstance(steps[bend].operation, Scale):
-                bend += 1
-            end = bend
-        operations = [step.operation for step in steps]
-        stages.append(
-            Stage(
-                name=steps[layer].operation.name,
-                parents=(number - 1,),
-                linear=tuple(operations[start:bend]),
-                activation=tuple(operations[bend:end]),
-                shape=steps[end - 1].shape,
-            )
-        )
-        start = end
-    return tuple(stages)
+def flat(x: Tensor) -> Tensor:
+    """Return a batch with all axes behind the first as one, ``(B, n)``; n = 1 where none is."""
+    return x[:, None].flatten(1)

@@ -9,6 +9,11 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+from torch_thermo.network.arithmetic import (
+    ARITHMETIC,
+    ARITHMETIC_FUNCTIONS,
+    ARITHMETIC_METHODS,
+)
 from torch_thermo.network.errors import READ
 from torch_thermo.network.functional import FUNCTIONS, METHODS, READERS
 from torch_thermo.network.modules import MODULES
@@ -19,10 +24,11 @@ __all__ = ["support_table"]
 _HEAD = """\
 # Which models are read
 
-`Network.from_module`, and with it bulk and boundary loss and circuits, reads a model whose forward
-pass is a chain of the modules and functions below. What cannot be read raises
-`UnreadableNetworkError`, which names the part and the reason. The other observables (order
-parameter, Hessian, symmetry of weights and gradients) take any model.
+`Network.from_module` reads a model whose forward pass is made of the modules and functions below,
+one behind the other (a chain) or with branches that meet in sums and concatenations (skip
+connections). Bulk and boundary loss and the propagator measure both, circuits chains alone. What
+cannot be read raises `UnreadableNetworkError`, which names the part and the reason. The other
+observables (order parameter, Hessian, symmetry of weights and gradients) take any model.
 
 Made from the code by `python -m torch_thermo.network.table docs/modules.md`.
 
@@ -34,7 +40,8 @@ subclass that keeps its parent's `forward` is read as the parent. Weights under
 
 Not read, whatever the modules are:
 
-- skip connections, several branches, a value used twice: chains are read;
+- branches that meet otherwise than in a sum, a difference or a concatenation: products of values
+  that both come from the input, as in gates and attention;
 - a forward that depends on its input's values (`if x.sum() > 0`) or on the number of examples; on
   the shape of one example (`if x.dim() == 3`) it may depend, which is the network's from then on;
 - several inputs, or an output that is not one tensor with the batch as first axis;
@@ -60,6 +67,13 @@ def support_table() -> str:
         "## Functions and methods that are read\n\n"
         "Those that work in place too (`torch.relu_`, `x.relu_()`).\n",
         _table(("name", "called as"), ((f"`{n}`", _code(_spellings(n))) for n in sorted(READERS))),
+        "## Arithmetic that is read\n\n"
+        "With operators too (`x + y`, `x / 255`). A weight is a tensor of the model that has one\n"
+        "number, one a channel, or fits one example.\n",
+        _table(
+            ("name", "called as", "read as"),
+            ((f"`{n}`", _code(_written(n)), use) for n, (_, _, use) in ARITHMETIC.items()),
+        ),
         "## What is not read\n",
         _table(
             ("class or function", "why", "instead"),
@@ -81,6 +95,12 @@ def _spellings(name: str) -> list[str]:
     if name in METHODS:
         called.append(f"x.{name}")
     return called
+
+
+def _written(name: str) -> list[str]:
+    _, spellings, _ = ARITHMETIC[name]
+    functions = [f"torch.{s}" for s in spellings if getattr(torch, s, None) in ARITHMETIC_FUNCTIONS]
+    return functions + [f"x.{s}" for s in spellings if s in ARITHMETIC_METHODS]
 
 
 def _code(names: Iterable[str]) -> str:

@@ -4,6 +4,7 @@ from torch import nn
 
 from torch_thermo.network import Network
 from torch_thermo.network.operations import AveragePool, Reshape, Weighted
+from torch_thermo.observables.circuits import circuit_sums, sample_circuits
 from torch_thermo.observables.circuits.fans import Fan, Table
 
 
@@ -12,6 +13,24 @@ def batch_norm(kind, channels):
     layer.running_mean.copy_(torch.randn(channels, generator=torch.Generator().manual_seed(1)))
     layer.running_var.copy_(torch.arange(channels) + 0.5)
     return layer
+
+
+class Times(nn.Module):
+    """A multiple by a weight."""
+
+    def __init__(self, *shape):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(shape, generator=torch.Generator().manual_seed(2)))
+
+    def forward(self, x):
+        return x * self.weight + 0.5
+
+
+class Part(nn.Module):
+    """A multiple by a number."""
+
+    def forward(self, x):
+        return x / 7
 
 
 LAYERS = [
@@ -24,6 +43,7 @@ LAYERS = [
     (nn.Conv3d(2, 3, (1, 2, 2), stride=(1, 1, 2)), (2, 3, 3, 4)),
     (batch_norm(nn.BatchNorm1d, 3), (3,)),
     (batch_norm(nn.BatchNorm2d, 2), (2, 2, 3)),
+    (Part(), (3, 5)),
     (nn.AvgPool1d(2, stride=1), (3, 5)),
     (nn.AvgPool2d(3, stride=2, padding=1, ceil_mode=True, count_include_pad=False), (2, 6, 5)),
     (nn.AdaptiveAvgPool2d((2, 3)), (2, 5, 4)),
@@ -61,6 +81,25 @@ def test_the_fan_rebuilds_the_jacobian(module, shape):
     rebuilt.scatter_add_(1, sources % rebuilt.shape[1], factors.detach())
     torch.testing.assert_close(rebuilt[:, :-1], jacobian)
     assert sources.shape[1] == fan.channels * fan.windows.shape[1]
+
+
+@pytest.mark.parametrize("shape", [(1,), (3, 1), (4,), (2, 3, 4)])
+def test_weights_of_any_shape_pass_paths(shape):
+    x = torch.randn(2, 2, 3, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    model = nn.Sequential(Times(*shape), nn.Flatten(), nn.Linear(24, 1)).double()
+    with torch.no_grad():
+        model[2].weight.copy_(torch.arange(24) - 11.5)
+    network = Network.from_module(model, x)
+    sums = circuit_sums(network, x)
+    weight = (model[0].weight.expand(2, 3, 4).reshape(-1) * model[2].weight[0]).detach()
+    starts = (0.5 * model[2].weight[0]).detach().abs().sum() + model[2].bias.detach().abs()
+    expected = (x.flatten(1) * weight).abs().sum(1) + starts
+    torch.testing.assert_close(sums.absolute, expected)
+    torch.testing.assert_close(sums.output, model(x)[:, 0].detach())
+    assert sums.alive.tolist() == [49, 49]
+    sample = sample_circuits(network, x, 20000)
+    mean = (sample.inputs * sample.values()).abs().mean()
+    assert abs(float(mean / sums.absolute.mean()) * 49 - 1) < 0.05
 
 
 def test_a_table_draws_no_candidate_of_mass_0():

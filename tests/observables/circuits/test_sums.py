@@ -266,6 +266,32 @@ def test_activations_that_are_no_gates_are_refused_by_name(layers, named):
         circuit_asymmetry(network, inputs)
 
 
+class Skip(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 3)
+
+    def forward(self, x):
+        return x + self.layer(x).relu()
+
+
+@pytest.mark.parametrize(
+    "measure", [circuit_asymmetry, circuit_sums, lambda *given: sample_circuits(*given, 10)]
+)
+def test_skip_connections_are_refused_by_name(measure):
+    model, inputs = (
+        nn.Sequential(nn.Linear(3, 3), Skip(), Skip(), nn.Linear(3, 1)),
+        torch.ones(2, 3),
+    )
+    network = Network.from_module(model, inputs)
+    with pytest.raises(UnreadableNetworkError) as caught:
+        measure(network, inputs)
+    assert str(caught.value) == (
+        "1.add (add) cannot be read: branches meet there, as in skip connections; for circuits "
+        "chains are read, where each operation takes what the one before gives"
+    )
+
+
 def test_the_only_output_is_that_of_the_class():
     small = case("mlp")
     for targets in (None, torch.tensor([1, -1, 1])):

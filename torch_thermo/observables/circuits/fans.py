@@ -25,7 +25,8 @@ class Fan:
     =================== ============== ===================== =========================
     convolution         groups         C_in / groups         C_out / groups
     linear              leading axes   inputs                outputs
-    scale, average-pool channels       1                     1
+    scale               entries        1                     1
+    average-pool        channels       1                     1
     =================== ============== ===================== =========================
 
     and its candidates are numbered (channel, tap) as the entries of one row of the weight are.
@@ -56,7 +57,8 @@ class Fan:
         if isinstance(operation, AveragePool):
             return cls(operation.windows(shape), positions, 1, 1)
         if isinstance(operation, Scale):
-            return cls(torch.arange(positions)[:, None], positions, 1, 1)
+            places = math.prod(shape) // len(operation.weight)
+            return cls(torch.arange(places)[:, None], places, 1, 1)
         raise TypeError(f"circuits know no {type(operation).__name__} ({operation.name})")
 
     def row(self, units: Tensor) -> Tensor:

@@ -11,10 +11,13 @@ import torch
 from torch import Tensor
 
 from torch_thermo.network import Network
+from torch_thermo.network.errors import unreadable
+from torch_thermo.network.joins import Join
 from torch_thermo.network.operations import AveragePool, Elementwise, MaxPool, Weighted
 
 Transform = Callable[[Tensor], Tensor]
 
+_CHAINS = "for circuits chains are read, where each operation takes what the one before gives"
 # Examples are taken together up to this many states of neurons, 32 MiB in float64.
 _STATES_AT_ONCE = 2**22
 
@@ -121,8 +124,13 @@ def freeze(
         device: where to compute; the network's, or the CPU where that has no float64 (mps).
 
     Raises:
-        UnreadableNetworkError: see `FrozenNetwork.record`.
+        UnreadableNetworkError: a network with skip connections; see `FrozenNetwork.record` too.
     """
+    if not network.is_chain:
+        joins = [(o.name, o.kind) for o in network.operations if isinstance(o, Join)]
+        name, kind = joins[0] if joins else ("", "Network")
+        why = "branches meet there, as in skip connections"
+        raise unreadable(name, kind, why, _CHAINS)
     if device is None:
         device = torch.device("cpu") if network.device.type == "mps" else network.device
     step = max(1, _STATES_AT_ONCE // network.neurons)
