@@ -1,0 +1,1 @@
+"""How the propagator's spectrum is computed; `observables.propagator_spectrum` is what to use."""
