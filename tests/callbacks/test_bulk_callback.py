@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,13 +14,22 @@ from torch.utils.data import TensorDataset
 from tests.callbacks.support import Classifier, blobs, finite, loader, make_trainer, notices
 from torch_thermo.callbacks import At, BulkBoundaryLoss
 from torch_thermo.network import Network
-from torch_thermo.observables.bulk_boundary import bulk_boundary_loss
+from torch_thermo.observables.bulk_boundary import bulk_boundary_loss, losses
+from torch_thermo.observables.bulk_boundary.exact import relax
 
 START = At(steps=[0], end=False)
 SCALARS = {
     "bulk", "boundary", "bulk_stderr", "boundary_stderr", "bulk_median", "boundary_median",
     "ratio", "converged",
 }  # fmt: skip
+
+
+class Tanh(Classifier):
+    """With hidden units that bend everywhere: minima are not at kinks."""
+
+    def __init__(self):
+        super().__init__()
+        self.net[1] = nn.Tanh()
 
 
 def at_start(folder, callback, module):
@@ -60,6 +70,35 @@ def test_stored_is_what_the_function_says(tmp_path, method):
     np.testing.assert_allclose(arrays["boundary"], boundary, rtol=1e-6)
     assert arrays["converged"].dtype == bool
     assert arrays["converged"].tolist() == expected.converged.tolist()
+
+
+def test_exact_is_the_function_with_its_starts_and_seed(tmp_path):
+    module = Tanh()
+    callback = BulkBoundaryLoss(START, "exact", examples=20, starts=3, seed=5)
+    network, x, y, told = at_start(tmp_path, callback, module)
+    assert told == []
+    expected = bulk_boundary_loss(network, x, y, nn.CrossEntropyLoss(), "exact", starts=3, seed=5)
+    row = callback.history["bulk_boundary"][0]
+    assert {*SCALARS, "spread"} <= set(row)
+    for name, value in expected.summary().items():
+        assert row[name] == pytest.approx(value, rel=1e-6, abs=1e-12)
+    assert row["converged"] == 1.0
+
+
+def test_examples_that_do_not_converge_are_told_with_their_number(tmp_path, monkeypatch):
+    def astray(*given, **options):
+        found = relax(*given, **options)
+        return replace(found, converged=torch.arange(len(found.values)) >= 3)
+
+    monkeypatch.setattr(losses, "relax", astray)
+    callback = BulkBoundaryLoss(lambda step, epoch: True, "exact", examples=20)
+    with notices() as told:
+        make_trainer(tmp_path, callback).fit(Tanh(), loader())
+    rows = callback.history["bulk_boundary"]
+    assert len(rows) > 1
+    assert all(row["converged"] == pytest.approx(17 / 20) for row in rows)
+    assert len(told) == 1
+    assert "the bulk loss of 3 of 20 examples is no minimum" in told[0]
 
 
 def test_the_methods_differ(tmp_path):
@@ -166,7 +205,9 @@ def test_what_is_not_finite_is_told_and_does_not_last(tmp_path, where):
 
 
 def test_arguments_are_checked():
-    with pytest.raises(ValueError, match=r"method must be of \['linear', 'logit'\], got 'exact'"):
-        BulkBoundaryLoss(method="exact")
+    with pytest.raises(ValueError, match=r"must be of \['exact', 'linear', 'logit'\], got 'x'"):
+        BulkBoundaryLoss(method="x")
+    with pytest.raises(ValueError, match="starts must be at least 1, got 0"):
+        BulkBoundaryLoss(method="exact", starts=0)
     with pytest.raises(ValueError, match="examples must be at least 1, got 0"):
         BulkBoundaryLoss(examples=0)

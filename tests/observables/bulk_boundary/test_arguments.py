@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from torch_thermo.network import Network
-from torch_thermo.observables.bulk_boundary import bulk_boundary_loss, losses
+from torch_thermo.observables.bulk_boundary import arguments, bulk_boundary_loss
 
 
 class TestRefusals:
@@ -25,8 +25,10 @@ class TestRefusals:
             bulk_boundary_loss(self.model, self.inputs, self.targets)
 
     def test_method(self):
-        with pytest.raises(ValueError, match='method must be "linear" or "logit", got \'exact\''):
-            bulk_boundary_loss(self.network, self.inputs, self.targets, method="exact")
+        with pytest.raises(
+            ValueError, match='method must be "linear", "logit" or "exact", got \'x\''
+        ):
+            bulk_boundary_loss(self.network, self.inputs, self.targets, method="x")
 
     @pytest.mark.parametrize("shape", [(6, 4), (0, 5), (5,), ()])
     def test_inputs(self, shape):
@@ -51,17 +53,17 @@ class TestRefusals:
             bulk_boundary_loss(self.network, self.inputs, self.targets, "hinge")
 
     def test_too_many_outputs(self, monkeypatch):
-        monkeypatch.setattr(losses, "_MOST_OUTPUTS", 2)
+        monkeypatch.setattr(arguments, "_MOST_OUTPUTS", 2)
         with pytest.raises(MemoryError, match=r"Jacobian of 3 outputs in 7 hidden neurons"):
             bulk_boundary_loss(self.network, self.inputs, self.targets)
 
     def test_too_little_memory(self, monkeypatch):
-        monkeypatch.setattr(losses, "available_bytes", lambda device: 1000)
+        monkeypatch.setattr(arguments, "available_bytes", lambda device: 1000)
         with pytest.raises(MemoryError, match=r"the bulk loss of one example needs"):
             bulk_boundary_loss(self.network, self.inputs, self.targets)
 
     def test_what_would_take_minutes(self, monkeypatch):
-        monkeypatch.setattr(losses, "_MOST_WORK", 60)
+        monkeypatch.setattr(arguments, "_MOST_WORK", 60)
         labels = torch.zeros(6, dtype=torch.long)
         with pytest.raises(MemoryError, match=r"6 examples with 3 outputs, moved in 3 dimensions"):
             bulk_boundary_loss(self.network, self.inputs, labels, F.cross_entropy)
@@ -78,7 +80,7 @@ class TestRefusals:
 
     def test_work_counts_the_narrowest(self, monkeypatch):
         """One neuron before three outputs leaves one dimension."""
-        monkeypatch.setattr(losses, "_MOST_WORK", 18)
+        monkeypatch.setattr(arguments, "_MOST_WORK", 18)
         narrow = nn.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 1), nn.Linear(1, 3))
         network = Network.from_module(narrow, self.inputs)
         labels = torch.zeros(6, dtype=torch.long)

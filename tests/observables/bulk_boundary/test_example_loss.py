@@ -86,7 +86,7 @@ def test_derivatives(name, activation):
     diagonal = name is None and activation is torch.tanh
     potential = Potential(loss, targets, activation, elementwise=activation is torch.tanh)
     rows = torch.tensor([3, 0, 4])
-    assert potential._diagonal == diagonal
+    assert potential.diagonal == diagonal
     factor = normal(3, 4, 2, seed=7)
     values, gradient, bent = potential.curvatures(OUTPUTS[:3], rows, factor)
     for n, row in enumerate(rows):

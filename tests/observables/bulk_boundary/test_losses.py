@@ -9,7 +9,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from torch_thermo.network import Network
-from torch_thermo.observables.bulk_boundary import BulkBoundary, bulk_boundary_loss, losses
+from torch_thermo.observables.bulk_boundary import (
+    BulkBoundary,
+    arguments,
+    bulk_boundary_loss,
+    linearised,
+)
 from torch_thermo.systems import VGG, TanhMLP
 
 METHODS = ("linear", "logit")
@@ -279,14 +284,14 @@ def test_chunks_leave_the_result_as_it_is(monkeypatch):
     targets = noise(50, 3, seed=4).sign()
     whole = measure(model, inputs, targets)
     sizes = []
-    solve = losses._Bulk.solve
+    solved = linearised._solved
 
-    def counted(self, inputs, targets):
+    def counted(response, inputs, targets, loss):
         sizes.append(len(inputs))
-        return solve(self, inputs, targets)
+        return solved(response, inputs, targets, loss)
 
-    monkeypatch.setattr(losses._Bulk, "solve", counted)
-    monkeypatch.setattr(losses, "_CHUNK_BYTES", 20_000)
+    monkeypatch.setattr(linearised, "_solved", counted)
+    monkeypatch.setattr(arguments, "_CHUNK_BYTES", 20_000)
     parts = measure(model, inputs, targets)
     assert len(sizes) > 3
     assert sum(sizes) == 50

@@ -18,7 +18,7 @@ _PLANES = 96
 Slopes = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
-def cutting_planes(slopes: Slopes, start: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+def cutting_planes(slopes: Slopes, start: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     r"""Minimise `1/2 |z|^2 + phi(z)` by planes below phi, for many small problems at once.
 
     A (sub)gradient a_j of phi at z_j gives a plane `c_j + a_j . z` below a convex phi. With phi
@@ -34,8 +34,9 @@ def cutting_planes(slopes: Slopes, start: Tensor, scale: Tensor) -> tuple[Tensor
         scale: (B,), what `GAP` is relative to.
 
     Returns:
-        The smallest value found (B,), and whether it lies within `GAP * scale` of a lower bound
-        that no point visited contradicts (a phi that is not convex does).
+        The smallest value found (B,), where that is (B, M), and whether it lies within
+        `GAP * scale` of a lower bound that no point visited contradicts (a phi that is not convex
+        does).
     """
     count, size = start.shape
     rows = torch.arange(count, device=start.device)
@@ -72,7 +73,7 @@ def cutting_planes(slopes: Slopes, start: Tensor, scale: Tensor) -> tuple[Tensor
         z = -(weights[:, None] @ normals)[:, 0]
         bound = (weights * offsets).sum(1) - 0.5 * z.square().sum(1)
         lower[rows] = torch.maximum(lower[rows], bound)
-    return best, sure
+    return best, best_point, sure
 
 
 def _highest(normals: Tensor, offsets: Tensor, z: Tensor) -> Tensor:

@@ -104,12 +104,35 @@ class Potential:
         self._loss = loss
         self._targets = targets
         self._activation = activation
+        self._elementwise = elementwise
         # of a squared error of such outputs the second derivative is a diagonal
-        self._diagonal = elementwise and loss.squared_error
+        self.diagonal = elementwise and loss.squared_error
+
+    def take(self, rows: Tensor) -> Potential:
+        """Return that of the examples `rows` (n,) alone."""
+        return Potential(self._loss, self._targets[rows], self._activation, self._elementwise)
 
     def values(self, logits: Tensor, rows: Tensor) -> Tensor:
         """Return phi (n,) of the examples `rows` (n,) at `logits` (n, M)."""
         return self._loss(self._activation(logits), self._targets[rows])
+
+    def boundary(self, logits: Tensor) -> Tensor:
+        """Return phi (B,) of all examples at their own `logits` (B, M).
+
+        Raises:
+            ValueError: autograd does not see the logits in it: every point would look at rest.
+        """
+        logits = logits.detach().requires_grad_()
+        values = self.values(logits, torch.arange(len(logits), device=logits.device))
+        slopes: tuple[Tensor | None, ...] = ()
+        if values.requires_grad:
+            slopes = torch.autograd.grad(values.sum(), logits, allow_unused=True)
+        if all(slope is None for slope in slopes):
+            raise ValueError(
+                "loss_fn does not depend on the outputs through autograd: it detaches them, runs "
+                "under no_grad, or counts (argmax, comparisons)"
+            )
+        return values.detach()
 
     def slopes(self, logits: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Return phi (n,) and its gradient (n, M)."""
@@ -134,7 +157,7 @@ class Potential:
         values = self.values(logits, rows)
         gradient = _gradient(values.sum(), logits, create_graph=True)
         try:
-            if self._diagonal:
+            if self.diagonal:
                 bent = _gradient(gradient.sum(), logits)[..., None] * factor
             else:
                 bent = _products(gradient, logits, factor)

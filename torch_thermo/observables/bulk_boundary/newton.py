@@ -23,6 +23,10 @@ MOST_KINKED = 64
 # examples that show whether a loss has kinks
 _TRIED = 4
 
+DROWNED = 1e-9
+"""Of the value: a step that promises less is judged by the gradient. The loss of a saturated output
+is `1/2 e^2` with an e that is rounded to eps of the output, not of itself."""
+
 _ITERATIONS = 100
 _EPS = torch.finfo(torch.float64).eps
 # of the largest element of the matrix: a step shorter by this has ceased to move
@@ -41,10 +45,12 @@ class Minimum:
 
     Attributes:
         values: (B,), the smallest value found, at most phi(y0).
+        points: z (B, R) of that value.
         converged: (B,), whether that value belongs to a minimum (see `bulk_boundary_loss`).
     """
 
     values: Tensor
+    points: Tensor
     converged: Tensor
 
 
@@ -73,7 +79,9 @@ def minimise(potential: Potential, logits: Tensor, factor: Tensor, bent: bool) -
         parts = [rows[:_TRIED], rows[_TRIED:]]
     found = [_several(_Problem(potential, logits[r], factor[r], r), bent) for r in parts]
     return Minimum(
-        torch.cat([part.values for part in found]), torch.cat([part.converged for part in found])
+        torch.cat([part.values for part in found]),
+        torch.cat([part.points for part in found]),
+        torch.cat([part.converged for part in found]),
     )
 
 
@@ -85,7 +93,7 @@ def _several(problem: _Problem, bent: bool) -> Minimum:
     try:
         point, values, converged = _newton(problem, start)
         if bent:
-            chosen, second = _crossed(problem, boundary)
+            chosen, second = _crossed(problem)
             other, found, sure = _newton(problem.take(chosen), second)
             better = found < values[chosen]
             chosen = chosen[better]
@@ -104,14 +112,16 @@ def _several(problem: _Problem, bent: bool) -> Minimum:
                 "loss_fn, or one of fewer outputs"
             )
     elif len(open_):
-        found, sure = cutting_planes(
+        found, ends, sure = cutting_planes(
             problem.take(open_).slopes, point[open_], scale=boundary[open_].abs()
         )
-        values[open_] = torch.minimum(values[open_], found)
+        lower = found < values[open_]
+        values[open_] = torch.where(lower, found, values[open_])
+        point[open_] = torch.where(lower[:, None], ends, point[open_])
         # behind a bent f phi is not convex, and the bound is none
         converged[open_] = sure & (not bent)
     # u = 0 is feasible; rounding may say otherwise
-    return Minimum(torch.minimum(values, boundary), converged)
+    return Minimum(torch.minimum(values, boundary), point, converged)
 
 
 def factor_of(jacobian: Tensor) -> Tensor:
@@ -217,10 +227,11 @@ def _newton(problem: _Problem, start: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         new = problem.curvatures(trial)
         predicted = -0.5 * (residual * step).sum(1)
         gain = value - new[0]
-        # where the gain drowns in the rounding of Psi, the residual decides
-        even = (gain.abs() <= 16 * _EPS * value.abs()) & ((trial + new[1]).norm(dim=1) < norm)
+        # near the minimum the gain drowns in the rounding of Psi: there the residual decides
+        close = predicted <= DROWNED * value.abs()
+        lower = torch.where(close, (trial + new[1]).norm(dim=1) < norm, gain > 1e-4 * predicted)
         finite = new[3].isfinite().all(dim=-1).all(dim=-1) & new[1].isfinite().all(dim=1)
-        better = ((gain > 1e-4 * predicted) | even) & finite
+        better = lower & finite
         z = torch.where(better[:, None], trial, z)
         value = torch.where(better, new[0], value)
         slope = torch.where(better[:, None], new[1], slope)
@@ -246,22 +257,36 @@ def _step(matrix: Tensor, damping: Tensor, residual: Tensor) -> Tensor:
     return step
 
 
-def _crossed(problem: _Problem, boundary: Tensor) -> tuple[Tensor, Tensor]:
+def wrong_side(potential: Potential, logits: Tensor, rows: Tensor) -> Tensor:
+    """Return (n, M) whether changing the sign of that pre-activation alone lowers the loss.
+
+    For a squared error and an odd f these are those with y0 t < 0.
+
+    Args:
+        potential: phi.
+        logits: y0, (n, M).
+        rows: (n,), which examples.
+    """
+    loss = potential.values(logits, rows).detach()
+    wrong = torch.zeros_like(logits, dtype=torch.bool)
+    for k in range(logits.shape[1]):
+        changed = logits.clone()
+        changed[:, k] *= -1
+        wrong[:, k] = potential.values(changed, rows).detach() < loss
+    return wrong
+
+
+def _crossed(problem: _Problem) -> tuple[Tensor, Tensor]:
     """Return the examples with outputs on the wrong side, and a second start for each.
 
-    Wrong are the pre-activations whose sign, changed alone, lowers the loss: for a squared error
-    and an odd f those with y0 t < 0. A saturated one does not move from u = 0. Nor does it stay at
+    A saturated output on the wrong side does not move from u = 0. Nor does it stay at
     its mirror image, s = -2 y0: f' is 0 there too, and |z|^2 draws it back. From s = -y0, where f
     is steepest, it goes where it should. Measured on a tanh network (784-40-20-10, squared error,
     5,000 digits): the mean of the best of u = 0 and s = -2 y0 lies above that of the best of 30
     more starts by .2 % after 1 epoch, 10 % after 10 and 54 % after 80; with s = -y0 by nothing.
     """
-    logits, rows = problem.logits, problem.rows
-    wrong = torch.zeros_like(logits, dtype=torch.bool)
-    for k in range(logits.shape[1]):
-        changed = logits.clone()
-        changed[:, k] *= -1
-        wrong[:, k] = problem.potential.values(changed, rows).detach() < boundary
+    logits = problem.logits
+    wrong = wrong_side(problem.potential, logits, problem.rows)
     chosen = wrong.any(1).nonzero()[:, 0]
     target = torch.where(wrong, -logits, 0.0)[chosen]
     # the columns of L are orthogonal: z = L^+ s
@@ -296,15 +321,30 @@ def _scalar(potential: Potential, logits: Tensor, factor: Tensor) -> Minimum:
     best = values.nan_to_num(torch.inf).argmin(0, keepdim=True)
     last = len(grid) - 1
     low, point, high = (grid.gather(0, (best + k).clamp(0, last))[0] for k in (-1, 0, 1))
-    lowest = torch.minimum(values.gather(0, best)[0].nan_to_num(torch.inf), boundary)
+    lowest = _Lowest(boundary, torch.zeros_like(root))
+    lowest.note(values.gather(0, best)[0], point)
     for _ in range(_BISECTIONS):
         value, slope = at(point)
-        lowest = torch.minimum(lowest, value.nan_to_num(torch.inf))
+        lowest.note(value, point)
         high = torch.where(slope > 0, point, high)
         low = torch.where(slope > 0, low, point)
         point = 0.5 * (low + high)
     (below, falling), (above, rising) = at(low), at(high)
-    lowest = torch.minimum(lowest, torch.minimum(below, above).nan_to_num(torch.inf))
+    lowest.note(below, low)
+    lowest.note(above, high)
     # the bracket holds a minimum; where L = 0 it is the point itself
     converged = ((falling <= 0) & (rising >= 0)) | (root == 0)
-    return Minimum(lowest, converged)
+    return Minimum(lowest.values, lowest.points[:, None], converged)
+
+
+class _Lowest:
+    """The lowest values (B,) seen so far, and where (B,)."""
+
+    def __init__(self, values: Tensor, points: Tensor) -> None:
+        self.values, self.points = values, points
+
+    def note(self, values: Tensor, points: Tensor) -> None:
+        # NaN is not lower
+        lower = values < self.values
+        self.values = torch.where(lower, values, self.values)
+        self.points = torch.where(lower, points, self.points)

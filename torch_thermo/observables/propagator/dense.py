@@ -16,8 +16,6 @@ __all__ = ["formed", "layer_matrix", "log_eigenvalues", "reduced_size"]
 _CONDITION = 1e3
 # what the matrices of a chunk of samples may take
 _CHUNK_BYTES = 2**26
-# unit vectors a product
-_COLUMNS = 256
 
 
 def layer_matrix(network: Network) -> Tensor | None:
@@ -54,13 +52,7 @@ def _only_layer(stage: Stage) -> Dense | None:
 
 def formed(derivative: StepDerivative) -> Tensor:
     """Return M of all neurons but the input's, ``(N - inputs, N)``, by N products."""
-    n = derivative.neurons
-    parts = []
-    for start in range(0, n, _COLUMNS):
-        units = torch.zeros(n, min(_COLUMNS, n - start), dtype=torch.float64)
-        units[start:].fill_diagonal_(1.0)
-        parts.append(derivative.flatten(derivative.forward(derivative.unflatten(units))))
-    return torch.cat(parts, 1)[derivative.shapes[0].numel() :]
+    return derivative.matrix()[derivative.shapes[0].numel() :]
 
 
 def reduced_size(w: Tensor) -> int:
