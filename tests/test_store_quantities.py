@@ -45,6 +45,7 @@ def test_the_observables_of_the_plan_are_in_the_summary():
         "functional_density",
         "circuit_symmetry",
         "circuit_sample",
+        "propagator_spectrum",
         "weight_symmetry",
         "gradient_symmetry",
     }

@@ -24,8 +24,9 @@ OBSERVABLES = (
     "bulk_boundary",
     "circuit_symmetry",
     "circuit_sample",
+    "propagator_spectrum",
 )
-NETWORK = ("bulk_boundary", "circuit_symmetry", "circuit_sample")
+NETWORK = ("bulk_boundary", "circuit_symmetry", "circuit_sample", "propagator_spectrum")
 CIRCUITS = ("circuit_symmetry", "circuit_sample")
 
 
@@ -170,9 +171,9 @@ ZOO = (
         lambda: Trained(resnet(), F.cross_entropy),
         (1, 4, 4),
         skipped={
-            NETWORK: "net.2.add (add) cannot be read: it joins several values that come from the "
-            "input, as skip connections do; read are chains of linear layers, convolutions, batch "
-            "normalisation in eval mode, pools, reshapes and elementwise activations"
+            CIRCUITS: "net.2.add (add) cannot be read: branches meet there, as in skip "
+            "connections; for circuits chains are read, where each operation takes what the one "
+            "before gives"
         },
     ),
     Entry(

@@ -25,6 +25,7 @@ from torch_thermo.callbacks import (
     GradientSymmetry,
     HessianSpectrum,
     PlasticityOrderParameter,
+    PropagatorSpectrum,
     Thermometer,
     WeightSymmetry,
 )
@@ -95,6 +96,7 @@ def plan() -> list[Any]:
         # more than a rank has, and an odd number of them
         BulkBoundaryLoss(examples=37),
         CircuitSymmetry(sample=Every(steps=4), paths=300, sample_examples=5),
+        PropagatorSpectrum(Every(steps=4), examples=37),
     ]
 
 

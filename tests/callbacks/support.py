@@ -26,6 +26,7 @@ from torch_thermo.callbacks import (
     GradientSymmetry,
     HessianSpectrum,
     PlasticityOrderParameter,
+    PropagatorSpectrum,
     Thermometer,
     ThermoWarning,
     WeightSymmetry,
@@ -194,6 +195,7 @@ MAIN = {
     "bulk_boundary": "bulk",
     "circuit_symmetry": "mass_asymmetry",
     "circuit_sample": "sign_balance",
+    "propagator_spectrum": "mu2",
 }
 
 
@@ -249,6 +251,7 @@ def cheap(**options: Any) -> Thermometer:
         spectrum,
         BulkBoundaryLoss(examples=16),
         CircuitSymmetry(examples=16, paths=200),
+        PropagatorSpectrum(examples=16),
     ]
     return Thermometer(**{"probe": 24, "callbacks": plan, **options})
 

@@ -296,7 +296,8 @@ def test_a_forward_that_fails_in_eval(tmp_path):
     assert trainer.global_step == 6
     assert len(texts) == 3, texts
     assert "the loss can't be measured: this net trains only" in texts[0]
-    assert "circuit_symmetry, circuit_sample failed at step 0: this net trains only" in texts[1]
+    names = "circuit_symmetry, circuit_sample, propagator_spectrum"
+    assert f"{names} failed at step 0: this net trains only" in texts[1]
     assert "never measured" in texts[2]
     counted = steps_of(thermometer.stored())
     assert counted["weight_symmetry"] == [0, 1, 2, 3, 4, 6]

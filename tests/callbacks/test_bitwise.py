@@ -50,6 +50,7 @@ PLAN = {
     "bulk_boundary": OFTEN,
     "circuit_symmetry": OFTEN,
     "circuit_sample": DENSITIES,
+    "propagator_spectrum": DENSITIES,
 }
 
 

@@ -110,7 +110,13 @@ def test_a_ridgeline_is_drawn_at_the_end(tmp_path):
     thermometer = cheap()
     fit(tmp_path, thermometer)
     read = events(tmp_path / "tb")
-    for name in ("weight_symmetry", "gradient_symmetry", "hessian_density", "functional_density"):
+    for name in (
+        "weight_symmetry",
+        "gradient_symmetry",
+        "hessian_density",
+        "functional_density",
+        "propagator_spectrum",
+    ):
         drawn = [image.step for image in read.Images(f"thermo/{name}/ridgeline")]
         assert drawn[-1] == steps_of(thermometer.stored())[name][-1] == 6
 

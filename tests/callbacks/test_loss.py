@@ -178,7 +178,8 @@ def test_a_step_without_a_loss_is_a_notice(tmp_path, returned):
         make_trainer(tmp_path, thermometer).fit(Odd(), loader())
     assert len(texts) == 3, texts
     assert "the loss can't be measured: training_step must return the loss" in texts[0]
-    assert "circuit_symmetry, circuit_sample are skipped from step 0 on: training_step" in texts[1]
+    names = "circuit_symmetry, circuit_sample, propagator_spectrum"
+    assert f"{names} are skipped from step 0 on: training_step" in texts[1]
     assert "never measured order_parameter, " in texts[2]
     counted = {name for name, steps in steps_of(thermometer.stored()).items() if steps}
     assert counted == {"order_parameter_minibatch", "weight_symmetry"}
@@ -195,7 +196,8 @@ def test_manual_optimisation_without_closure(tmp_path):
     assert len(texts) == 2, texts
     assert "TwoOptimizers uses manual optimisation" in texts[0]
     assert "closure=(pl_module, batch)" in texts[0]
-    assert "circuit_symmetry, circuit_sample are skipped from step 0 on: " in texts[1]
+    names = "circuit_symmetry, circuit_sample, propagator_spectrum"
+    assert f"{names} are skipped from step 0 on: " in texts[1]
     assert (
         "TwoOptimizers cannot be read: it defines no forward, and of its children not one but 2 "
         "(first, second) have parameters; name the part to read by module="

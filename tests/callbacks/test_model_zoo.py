@@ -21,12 +21,13 @@ from tests.callbacks.support import (
 from torch_thermo.callbacks import CircuitSymmetry, Thermometer
 
 # 16 examples in batches of 4, one epoch
+DENSE = ("hessian_density", "functional_density", "circuit_sample", "propagator_spectrum")
 OFTEN, EXTREMES, DENSITIES = [0, 1, 2, 3, 4], [0, 1, 2, 3, 4], [0, 1, 4]
 DUE = {
     **dict.fromkeys(OBSERVABLES, OFTEN),
     "order_parameter_minibatch": [0, 1, 2, 3],
     "hessian_extremes": EXTREMES,
-    **dict.fromkeys(("hessian_density", "functional_density", "circuit_sample"), DENSITIES),
+    **dict.fromkeys(DENSE, DENSITIES),
 }
 
 

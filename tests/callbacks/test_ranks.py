@@ -30,6 +30,7 @@ from torch_thermo import (
 from torch_thermo.network import Network
 from torch_thermo.observables.bulk_boundary import bulk_boundary_loss
 from torch_thermo.observables.circuits import circuit_asymmetry, sample_circuits
+from torch_thermo.observables.propagator_spectrum import propagator_spectrum
 from torch_thermo.symmetry import symmetry_test
 
 ROOT = Path(__file__).parents[2]
@@ -94,6 +95,7 @@ def test_what_is_measured_is_counted(runs):
             "bulk_boundary": 8,
             "circuit_symmetry": 8,
             "circuit_sample": 3,
+            "propagator_spectrum": 3,
         }
         assert report["notices"] == []
     assert [report["store"] != "" for report in runs["all"]] == [True, False]
@@ -103,7 +105,7 @@ def test_what_is_measured_is_counted(runs):
     assert counted["hessian_extremes"] == [0, 2, 4, 6, 8]
     assert counted["hessian_density"] == counted["functional_density"] == [0, 3, 6, 8]
     assert counted["bulk_boundary"] == counted["circuit_symmetry"] == OFTEN
-    assert counted["circuit_sample"] == [0, 4, 8]
+    assert counted["circuit_sample"] == counted["propagator_spectrum"] == [0, 4, 8]
 
 
 def test_unequal_shards_give_the_answer_of_one_process(runs):
@@ -162,6 +164,13 @@ def test_unequal_shards_give_the_examples_of_one_process(runs):
     for name in ("bulk", "boundary", "converged"):
         np.testing.assert_allclose(arrays[name], getattr(losses, name).numpy(), rtol=1e-9)
     assert stored.series("bulk_boundary/bulk").values[0] == pytest.approx(losses.bulk_mean)
+    # of the mean state over both ranks' examples
+    spectrum = propagator_spectrum(network, x[:37])
+    nodes = stored.arrays("propagator_spectrum", 0)["nodes"]
+    np.testing.assert_allclose(nodes, spectrum.nodes.numpy(), rtol=1e-9, atol=1e-13)
+    for name, number in spectrum.summary().items():
+        measured = stored.series(f"propagator_spectrum/{name}").values[0]
+        assert measured == pytest.approx(number, rel=1e-9, abs=1e-12, nan_ok=True), name
     sign, log_abs = sample_circuits(network, x[:5], 300, targets=y[:5]).weighted()
     test = symmetry_test(sign * log_abs.exp())
     for name in ("n", "sign_balance", "butler", "odd_moment", "w_sym", "w_sym_null"):

@@ -19,6 +19,7 @@ from torch_thermo.callbacks import (
     GradientSymmetry,
     HessianSpectrum,
     PlasticityOrderParameter,
+    PropagatorSpectrum,
     Thermometer,
     WeightSymmetry,
 )
@@ -40,6 +41,7 @@ ALL = [
     HessianSpectrum,
     BulkBoundaryLoss,
     CircuitSymmetry,
+    PropagatorSpectrum,
 ]
 
 

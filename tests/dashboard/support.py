@@ -13,6 +13,7 @@ OBSERVABLES = [
     "bulk_boundary",
     "circuit_symmetry",
     "circuit_sample",
+    "propagator_spectrum",
 ]
 
 

@@ -50,6 +50,36 @@ def test_a_density_becomes_an_image_at_its_step(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("shape", "exact", "said"),
+    [
+        ((1, 100), True, "All n = 100 eigenvalues."),
+        ((4, 100), False, "All n = 100 eigenvalues of 4 spectra."),
+        ((2, 3), False, "n = 100 eigenvalues, m = 3 nodes, k = 2 probes"),
+    ],
+)
+def test_a_logarithm_has_a_linear_axis_and_a_caption_how_it_is_known(
+    tmp_path, monkeypatch, shape, exact, said
+):
+    from torch_thermo import figures
+
+    given = {}
+    monkeypatch.setattr(
+        figures, "density", lambda *args, **options: given.update(options) or figures.curves([])
+    )
+    stored = {
+        "nodes": np.linspace(-2, 2, shape[0] * shape[1]).reshape(shape),
+        "weights": np.ones(shape),
+        "dimension": np.asarray(100),
+        "exact": np.asarray(exact),
+    }
+    with SummaryWriter(tmp_path) as writer:
+        dashboard.write_figure(writer, "density", "propagator_spectrum", stored, 7)
+    assert given["caption"] == said
+    assert given["xscale"] == "linear"
+    assert given["xlabel"] == r"$\log\lambda$ of the propagator"
+
+
+@pytest.mark.parametrize(
     ("observable", "one"), [("hessian_density", arrays), ("weight_symmetry", counted)]
 )
 def test_a_ridgeline_is_an_image_at_its_last_step(tmp_path, drawn, observable, one):
@@ -77,8 +107,9 @@ def test_what_can_not_be_drawn_is_an_error(tmp_path):
             dashboard.write_figure(writer, "pie", "hessian_density", arrays(), 0)
         with pytest.raises(KeyError, match="weights"):
             dashboard.write_figure(writer, "density", "x", {"nodes": arrays()["nodes"]}, 0)
+        flat = {name: np.zeros(3) for name in ("nodes", "weights")}
         with pytest.raises(ValueError, match="nodes and weights"):
-            dashboard.write_density(writer, "x", np.zeros(3), np.zeros(3), 5, 0)
+            dashboard.write_density(writer, "x", {**flat, "dimension": 5}, 0)
         broken = {name: a for name, a in counted().items() if name != "stats"}
         with pytest.raises(KeyError, match="stats"):
             dashboard.write_figure(writer, "histogram", "x", broken, 0)

@@ -54,7 +54,9 @@ def title(axes) -> str:
 
 def test_every_quantity_has_one_panel_with_a_curve_for_each_run(runs):
     made = dict(compare_groups(runs, "caption"))
-    assert list(made) == ["order_parameter", "bulk_boundary", "hessian", "circuits", "symmetry"]
+    assert list(made) == [
+        "order_parameter", "bulk_boundary", "hessian", "propagator", "circuits", "symmetry"
+    ]  # fmt: skip
     titles = [title(axes) for figure in made.values() for axes in figure.axes]
     assert sorted(titles) == sorted(known.label for known in QUANTITIES)
     for figure in made.values():

@@ -142,6 +142,21 @@ def test_labelled_ticks_of_a_signed_axis():
 # -- densities
 
 
+@pytest.mark.parametrize(("exact", "peaks"), [(True, 9), (False, 1)])
+def test_on_a_linear_axis_the_nodes_of_a_quadrature_are_no_peaks(exact, peaks):
+    """Its gaps are those of the quadrature; an exact spectrum has its own."""
+    nodes = torch.linspace(-4.0, 4.0, 9, dtype=torch.float64)[None]
+    found = SpectralMeasure(nodes, torch.ones(1, 9), exact, 9 if exact else 5000)
+    for figure in (
+        figures.density([("a", found)], xscale="linear"),
+        figures.density_ridgeline([("a", found)], xscale="linear"),
+    ):
+        (axes,) = figure.axes
+        heights = max(axes.get_lines(), key=lambda line: len(line.get_ydata())).get_ydata()
+        rises = np.diff(heights[heights > 1e-3 * heights.max()]) > 1e-12
+        assert np.sum(rises[:-1] & ~rises[1:]) == peaks
+
+
 def test_the_density_is_that_of_the_measure():
     one = measure()
     (axes,) = figures.density([("step 0", one)], sigma=0.3).axes

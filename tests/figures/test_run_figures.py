@@ -12,6 +12,9 @@ STEPS = (0, 1, 10, 100)
 SIZES = 1.0 / (1 + np.array(STEPS))
 ALL = [
     "bulk_boundary",
+    "propagator",
+    "propagator_density",
+    "propagator_ridgeline",
     "order_parameter",
     "order_against_risk",
     "hessian_edges",
@@ -56,6 +59,7 @@ def rows(size: float) -> dict[str, dict[str, float]]:
             "bulk_median": 1.5 * size,
             "boundary_median": 4 * size,
         },
+        "propagator_spectrum": {"mu2": 7 * size, "mu2_stderr": size, "mu3": -3 * size},
         "circuit_symmetry": {
             "sign_balance": -0.3 * size,
             "sign_balance_stderr": 0.01 * size,
@@ -80,6 +84,12 @@ def arrays(size: float) -> dict[str, dict[str, np.ndarray]]:
             "nodes": size * np.linspace(-3, 4, 8)[None].repeat(2, 0),
             "weights": np.full((2, 8), 1 / 8),
             "dimension": np.asarray(70),
+        },
+        "propagator_spectrum": {
+            "nodes": size * np.linspace(-2, 2, 40)[None],
+            "weights": np.full((1, 40), 1 / 40),
+            "dimension": np.asarray(40),
+            "exact": np.asarray(True),
         },
         "weight_symmetry": histogram,
         "gradient_symmetry": {
@@ -132,6 +142,15 @@ def test_each_figure_shows_the_stored_numbers(stored):
     loss = lines(made["bulk_boundary"].axes[0])
     for label, factor in (("bulk, mean", 2), ("boundary, mean", 5), ("boundary, median", 4)):
         np.testing.assert_allclose(loss[label], factor * SIZES)
+    traces = lines(made["propagator"].axes[0])
+    np.testing.assert_allclose(traces[r"$\mu_2 = \mathrm{Tr}\,\log^2 G$"], 7 * SIZES)
+    np.testing.assert_allclose(traces[r"$\mu_3 = \mathrm{Tr}\,\log^3 G$"], -3 * SIZES)
+    density = made["propagator_density"].axes[0]
+    assert {"step 0", "step 10", "step 100"} <= set(lines(density))
+    for name in ("propagator_density", "propagator_ridgeline"):
+        axes = made[name].axes[0]
+        assert axes.get_xscale() == "linear"
+        assert axes.get_xlabel() == r"$\log\lambda$ of the propagator"
     circuits = lines(made["circuits"].axes[0])
     np.testing.assert_allclose(circuits["mass asymmetry $y\\,T/A$"], 0.2 * SIZES)
     np.testing.assert_allclose(circuits["sign balance $S$"], -0.3 * SIZES)
@@ -260,7 +279,7 @@ def test_a_store_without_histograms_has_empty_ridgelines(tmp_path):
 
 def test_the_overview_has_a_column_for_each_run(stored):
     figure = figures.overview([("one", stored), ("two", stored)], "caption")
-    assert len(figure.axes) == 10
+    assert len(figure.axes) == 12
     figure.canvas.draw()
     renderer = figure.canvas.get_renderer()
     legends = [axes.get_legend().get_window_extent(renderer) for axes in figure.axes]
@@ -268,7 +287,8 @@ def test_the_overview_has_a_column_for_each_run(stored):
     assert not any(legend.overlaps(panel) for legend in legends for panel in panels)
     assert all(legend.x1 <= figure.bbox.x1 for legend in legends)
     titles = [axes.get_legend().get_title().get_text() for axes in figure.axes]
-    for what in ("bulk and boundary", "order parameter", "Hessian", "asymmetry", "circuits"):
+    shown = ("bulk and boundary", "propagator", "order parameter", "Hessian", "asymm", "circuits")
+    for what in shown:
         assert sum(what in title for title in titles) == 2, what
     with pytest.raises(ValueError, match="at least one run"):
         figures.overview([])

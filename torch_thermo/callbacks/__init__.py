@@ -11,6 +11,7 @@ from torch_thermo.callbacks.circuit_symmetry import CircuitSymmetry
 from torch_thermo.callbacks.gradient_symmetry import GradientSymmetry
 from torch_thermo.callbacks.hessian_spectrum import HessianSpectrum
 from torch_thermo.callbacks.order_parameter import PlasticityOrderParameter
+from torch_thermo.callbacks.propagator_spectrum import PropagatorSpectrum
 from torch_thermo.callbacks.schedule import At, Every, Log
 from torch_thermo.callbacks.session import ThermoWarning
 from torch_thermo.callbacks.thermometer import Thermometer
@@ -25,6 +26,7 @@ __all__ = [
     "HessianSpectrum",
     "Log",
     "PlasticityOrderParameter",
+    "PropagatorSpectrum",
     "ThermoWarning",
     "Thermometer",
     "WeightSymmetry",

@@ -13,6 +13,7 @@ from torch_thermo.callbacks.gradient_symmetry import GradientSymmetry
 from torch_thermo.callbacks.hessian_spectrum import HessianSpectrum
 from torch_thermo.callbacks.order_parameter import PlasticityOrderParameter
 from torch_thermo.callbacks.probe import EXAMPLES, Source
+from torch_thermo.callbacks.propagator_spectrum import PropagatorSpectrum
 from torch_thermo.callbacks.reading import Part
 from torch_thermo.callbacks.schedule import Every
 from torch_thermo.callbacks.session import Session
@@ -30,7 +31,8 @@ class Thermometer(ThermoCallback):
       the exact sums over circuits on 128 of it: 8 a decade of steps, the first 50 epoch ends, the
       end;
     * Hessian extremes on 128 of the probe: 4 a decade, the end;
-    * spectral densities on 128 of the probe, 20,000 circuits of 8: 1 a decade, the end.
+    * spectral densities and the propagator's spectrum on 128 of the probe, 20,000 circuits of 8:
+      1 a decade, the end.
 
     What a model does not allow is skipped with one notice that says why; the training goes on.
 
@@ -42,9 +44,9 @@ class Thermometer(ThermoCallback):
             Which measurements are left out then depends on the clock. None: the plan as it is.
         callbacks: measure these instead of the plan; probe and loss are this bundle's.
         seed: of the probe and of random vectors.
-        module: the part that bulk loss and circuits read, by its name below the module or itself;
-            a callback's own comes first. Default: the whole forward, else the only child with
-            parameters.
+        module: the part that bulk loss, circuits and propagator read, by its name below the module
+            or itself; a callback's own comes first. Default: the whole forward, else the only
+            child with parameters.
 
     Raises:
         ValueError: a budget outside (0, 1], no callbacks, two of one observable, or one with a
@@ -163,6 +165,7 @@ def default_plan(seed: int = 0) -> list[ThermoCallback]:
         HessianSpectrum(seed=seed),
         BulkBoundaryLoss(seed=seed),
         CircuitSymmetry(seed=seed),
+        PropagatorSpectrum(seed=seed),
     ]
 
 

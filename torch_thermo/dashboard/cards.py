@@ -163,6 +163,26 @@ CARDS: dict[str, Card] = {
         "above. Behind a bent output activation a lower minimum may lie elsewhere.",
         source=f"{VANCHURIN}, eqs. 2.11, 3.1 and 3.2, Figs. 2 and 3.",
     ),
+    "propagator_spectrum": Card(
+        title="Spectrum of the propagator",
+        shows="G = (1 - f'w)^T (1 - f'w), w the weights between all neurons and f' the slopes of "
+        "their activations at the mean state over the probe: its eigenvalues lambda say how "
+        "stiffly the neurons resist a change of their states. The picture: how log lambda is "
+        "distributed, with a tall peak at 0 of the neurons that nothing moves. `mu2`, `mu3`: the "
+        "sums of log^2 lambda and log^3 lambda. `mu2_above_t`, `mu3_above_t`: their means over the "
+        "`count_above_t` eigenvalues with |log lambda| > t, which is what the paper quotes. `min`, "
+        "`max`: the extremes of log lambda.",
+        healthy="`mu2` says how strongly the neurons are coupled. On the paper's nets it starts at "
+        "200, falls to a quarter with the first steps, which bend the units, and comes back to 150 "
+        "and more. `mu3` is 0 for a net without hidden layer and below 0 for a chain of layers: "
+        "near -150 with two hidden tanh layers, and less in size when trained. It goes to 0 where "
+        "the outputs saturate, for these then answer to nothing.",
+        floor="`log_det`, which is 0 for every feed-forward net: how far from it, says what the "
+        "quadrature of a large net is worth, as do `mu2_stderr` and `mu3_stderr` over its random "
+        "probe vectors (0 where all eigenvalues are known). Counts and means above a threshold are "
+        "rough there.",
+        source=f"{VANCHURIN}, eqs. 5.4, 5.6 and 7.7, Fig. 5.",
+    ),
     "circuit_symmetry": Card(
         title="All circuits of the net, exactly",
         shows="A circuit is a path from an input to the output, one weight a layer; its product "

@@ -27,7 +27,8 @@ def _of(observable: str, *quantities: str) -> Curves:
 _LOSS = "1 Bulk and boundary loss"
 _ORDER = "2 Order parameter ||grad R||^2 and loss"
 _HESSIAN = "3 Hessian: edges, asymmetry, trace"
-_SYMMETRY = "4 Symmetry, each beside its floor"
+_PROPAGATOR = "4 Propagator: how strongly neurons are coupled"
+_SYMMETRY = "5 Symmetry, each beside its floor"
 
 # Category, chart, kind, (observable, quantity) pairs. A Multiline chart shows what is there of its
 # list; a Margin chart takes value, lower and upper edge and needs all three.
@@ -95,6 +96,30 @@ _CHARTS: tuple[tuple[str, str, str, Curves], ...] = (
         "trace of H, and of its functional part",
         "Multiline",
         (*_of("hessian_density", "trace"), *_of("functional_density", "trace")),
+    ),
+    (
+        _PROPAGATOR,
+        f"mu2 = Tr (log G)^2 {LOG}",
+        "Multiline",
+        _of("propagator_spectrum", "mu2"),
+    ),
+    (
+        _PROPAGATOR,
+        "mu3 = Tr (log G)^3 (0 without hidden layers)",
+        "Multiline",
+        _of("propagator_spectrum", "mu3"),
+    ),
+    (
+        _PROPAGATOR,
+        "means of log^2 lambda and log^3 lambda, |log lambda| > 0.03",
+        "Multiline",
+        _of("propagator_spectrum", "mu2_above_0.03", "mu3_above_0.03"),
+    ),
+    (
+        _PROPAGATOR,
+        "smallest and largest log lambda",
+        "Multiline",
+        _of("propagator_spectrum", "min", "max"),
     ),
     (
         _SYMMETRY,

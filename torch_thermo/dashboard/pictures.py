@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-import torch
 from numpy.typing import ArrayLike
 
 from torch_thermo.dashboard.histograms import write_counted
@@ -15,11 +13,11 @@ from torch_thermo.spectra.spectral_measure import SpectralMeasure
 
 __all__ = ["write_density", "write_figure", "write_ridgeline"]
 
-_QUADRATURE = ("nodes", "weights")
 _NAMES = {
     "hessian_density": "the Hessian",
     "functional_density": "the Hessian's functional part",
     "gauss_newton_density": "the Gauss-Newton matrix",
+    "propagator_spectrum": "the propagator's log G",
     "weight_symmetry": "Weights",
     "gradient_symmetry": "Gradient entries",
     "circuit_sample": "Sampled circuits",
@@ -33,7 +31,8 @@ def write_figure(
 
     Args:
         writer: a TensorBoard writer.
-        kind: ``"density"``: an image, of ``nodes`` and ``weights`` (k, m) and ``dimension``.
+        kind: ``"density"``: an image, of ``nodes`` and ``weights`` (k, m), ``dimension`` and, if
+            there, ``exact``.
             ``"histogram"``: of :func:`histogram_arrays`, and one a layer of
             :func:`layer_histograms`, to the histograms tab.
         observable: its name, part of the tag.
@@ -52,10 +51,9 @@ def write_figure(
     write_density(
         writer,
         tag(observable, kind),
-        arrays["nodes"],
-        arrays["weights"],
-        int(np.asarray(arrays["dimension"])),
+        arrays,
         step,
+        observable=observable,
         title=f"Spectral density of {_NAMES.get(observable, observable)}",
     )
 
@@ -63,11 +61,10 @@ def write_figure(
 def write_density(
     writer: Any,
     name: str,
-    nodes: ArrayLike,
-    weights: ArrayLike,
-    dimension: int,
+    arrays: Mapping[str, ArrayLike],
     step: int,
     *,
+    observable: str = "",
     title: str | None = None,
     caption: str | None = None,
 ) -> None:
@@ -76,25 +73,26 @@ def write_density(
     Args:
         writer: a TensorBoard writer.
         name: tag of the image.
-        nodes: ``(k, m)``, NaN where a probe stopped early.
-        weights: ``(k, m)``, 0 where a probe stopped early.
-        dimension: of the operator.
+        arrays: ``nodes`` ``(k, m)``, NaN where a probe stopped early; ``weights`` ``(k, m)``, 0
+            there; ``dimension`` of the operator; ``exact``, if there: whether the nodes are all
+            eigenvalues.
         step: completed updates.
+        observable: its name, for the axis.
         title: of the panel; names the step by default.
         caption: data, net, m, k, probe; m and k by default.
 
     Raises:
         ValueError: the arrays are not those of a spectral measure.
+        KeyError: one is missing.
     """
-    from torch_thermo.figures import density
+    from torch_thermo import figures
 
-    measure = _measure({"nodes": nodes, "weights": weights, "dimension": dimension})
-    probes, steps = measure.nodes.shape
-    figure = density(
+    measure = figures.stored_measure(arrays)
+    figure = figures.density(
         [(f"step {step}", measure)],
         title=title or "Spectral density",
-        caption=caption
-        or f"n = {dimension} eigenvalues, m = {steps} products, k = {probes} probes",
+        caption=caption or _how(measure),
+        **figures.spectral_axis(observable),
     )
     writer.add_figure(name, figure, global_step=step)
 
@@ -127,9 +125,12 @@ def write_ridgeline(
     name = _NAMES.get(observable, observable)
     caption = f"Step {drawn[0][0]:,} at the top, step {drawn[-1][0]:,} at the bottom."
     if spectral:
-        measures = [(f"{step:,}", _measure(arrays)) for step, arrays in drawn]
+        measures = [(f"{step:,}", figures.stored_measure(arrays)) for step, arrays in drawn]
         figure = figures.density_ridgeline(
-            measures, title=f"Spectral density of {name} over the training", caption=caption
+            measures,
+            title=f"Spectral density of {name} over the training",
+            caption=caption,
+            **figures.spectral_axis(observable),
         )
     else:
         rows, options = figures.histogram_rows(drawn)
@@ -143,7 +144,11 @@ def write_ridgeline(
     return True
 
 
-def _measure(arrays: Mapping[str, ArrayLike]) -> SpectralMeasure:
-    nodes, weights = (torch.from_numpy(np.asarray(arrays[key], np.float64)) for key in _QUADRATURE)
-    dimension = int(np.asarray(arrays["dimension"]))
-    return SpectralMeasure(nodes, weights, exact=False, dimension=dimension)
+def _how(measure: SpectralMeasure) -> str:
+    """How a spectrum is known, for its caption."""
+    spectra, nodes = measure.nodes.shape
+    if measure.exact:
+        return f"All n = {measure.dimension} eigenvalues."
+    if nodes == measure.dimension:
+        return f"All n = {measure.dimension} eigenvalues of {spectra} spectra."
+    return f"n = {measure.dimension} eigenvalues, m = {nodes} nodes, k = {spectra} probes"

@@ -22,6 +22,8 @@ from torch_thermo.figures.spectral import (
     density_ridgeline,
     draw_density,
     draw_density_ridgeline,
+    spectral_axis,
+    stored_measure,
 )
 from torch_thermo.figures.style import caption, new_figure, render, save
 
@@ -48,4 +50,6 @@ __all__ = [
     "ridgeline",
     "run_figures",
     "save",
+    "spectral_axis",
+    "stored_measure",
 ]

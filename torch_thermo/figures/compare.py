@@ -111,7 +111,7 @@ def compare_groups(
 
     Yields:
         The name of each group of quantities and its figure: ``order_parameter``,
-        ``bulk_boundary``, ``hessian``, ``circuits``, ``symmetry``.
+        ``bulk_boundary``, ``hessian``, ``propagator``, ``circuits``, ``symmetry``.
     """
     names = {name for _, run in runs for name in run.names}
     found = [quantity for quantity in QUANTITIES if quantity.name in names]

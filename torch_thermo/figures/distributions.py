@@ -10,12 +10,16 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from torch_thermo.figures import style
 from torch_thermo.figures.panels import draw_counts
 from torch_thermo.figures.ridgelines import chosen_steps, draw_ridgeline, histogram_rows
-from torch_thermo.figures.spectral import draw_density, draw_density_ridgeline
+from torch_thermo.figures.spectral import (
+    draw_density,
+    draw_density_ridgeline,
+    spectral_axis,
+    stored_measure,
+)
 from torch_thermo.spectra.spectral_measure import SpectralMeasure
 from torch_thermo.store import Run
 
@@ -45,7 +49,7 @@ def draw_densities(
     Args:
         axes: the panel.
         run: the stored run.
-        observable: ``hessian_density`` or ``functional_density``.
+        observable: ``hessian_density``, ``functional_density`` or ``propagator_spectrum``.
         steps: which measurements; those that were not made are left out.
         title: of the panel.
         width: of the panel in inches.
@@ -56,7 +60,7 @@ def draw_densities(
     measures = [
         (f"step {step}", _measure(run, observable, step)) for step in steps if step in stored
     ]
-    draw_density(axes, measures, title=title, width=width)
+    draw_density(axes, measures, title=title, width=width, **spectral_axis(observable))
 
 
 def draw_spectral_ridgeline(
@@ -71,14 +75,14 @@ def draw_spectral_ridgeline(
     Args:
         axes: the panel.
         run: the stored run.
-        observable: ``hessian_density`` or ``functional_density``.
+        observable: ``hessian_density``, ``functional_density`` or ``propagator_spectrum``.
         title: of the panel.
         width: of the panel in inches.
     """
     axes.set_ylabel("step (completed updates)", fontsize=style.TEXT)
     steps = chosen_steps(_array_steps(run, observable))
     measures = [(f"{step:,}", _measure(run, observable, step)) for step in steps]
-    draw_density_ridgeline(axes, measures, title=title, width=width)
+    draw_density_ridgeline(axes, measures, title=title, width=width, **spectral_axis(observable))
 
 
 def draw_histogram_ridgeline(
@@ -162,6 +166,4 @@ def _first_middle_last(steps: Sequence[int]) -> list[int]:
 
 
 def _measure(run: Run, observable: str, step: int) -> SpectralMeasure:
-    arrays = run.arrays(observable, step)
-    nodes, weights = (torch.from_numpy(arrays[key]) for key in ("nodes", "weights"))
-    return SpectralMeasure(nodes, weights, exact=False, dimension=int(arrays["dimension"]))
+    return stored_measure(run.arrays(observable, step))

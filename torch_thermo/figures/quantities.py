@@ -25,6 +25,7 @@ __all__ = [
     "draw_order_against_risk",
     "draw_order_parameter",
     "draw_positive_share",
+    "draw_propagator",
     "draw_sign_balance",
     "draw_w_sym",
 ]
@@ -156,6 +157,38 @@ def draw_edges(axes: Axes, run: Run, title: str | None = None, width: float = WI
         axes,
         curves,
         ylabel=r"eigenvalue $\lambda$ of the Hessian",
+        yscale="signed log",
+        title=title,
+        zero_line=True,
+        width=width,
+    )
+
+
+def draw_propagator(axes: Axes, run: Run, title: str | None = None, width: float = WIDE) -> None:
+    r"""The traces mu2 = Tr (log G)^2 and mu3 = Tr (log G)^3 of the propagator over steps.
+
+    V. Vanchurin, *Towards a theory of machine learning*, eq. 7.7.
+
+    Args:
+        axes: the panel.
+        run: the stored run.
+        title: of the panel.
+        width: of the panel in inches.
+    """
+    curves = [
+        _curve(
+            run,
+            rf"$\mu_{n} = \mathrm{{Tr}}\,\log^{n} G$",
+            f"propagator_spectrum/mu{n}",
+            f"mu{n}_stderr",
+            ERROR,
+        )
+        for n in (2, 3)
+    ]
+    draw_curves(
+        axes,
+        curves,
+        ylabel=r"$\mu_2$ and $\mu_3$ of the propagator",
         yscale="signed log",
         title=title,
         zero_line=True,

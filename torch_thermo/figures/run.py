@@ -29,6 +29,24 @@ _FIGURES: Mapping[str, tuple[str, Draw, tuple[str, ...], float]] = {
         ("bulk_boundary",),
         4.0,
     ),
+    "propagator": (
+        "Traces of the propagator",
+        quantities.draw_propagator,
+        ("propagator_spectrum",),
+        4.0,
+    ),
+    "propagator_density": (
+        "Spectrum of the propagator",
+        partial(distributions.draw_densities, observable="propagator_spectrum"),
+        ("propagator_spectrum",),
+        4.0,
+    ),
+    "propagator_ridgeline": (
+        "Spectrum of the propagator over the training",
+        partial(distributions.draw_spectral_ridgeline, observable="propagator_spectrum"),
+        ("propagator_spectrum",),
+        4.8,
+    ),
     "order_parameter": (
         "Order parameter and risk",
         quantities.draw_order_parameter,
@@ -106,6 +124,12 @@ _FIGURES: Mapping[str, tuple[str, Draw, tuple[str, ...], float]] = {
 # the rows of the overview: what a column is called below its run, and how tall
 _OVERVIEW: tuple[tuple[str, Draw, tuple[str, ...], float], ...] = (
     ("bulk and boundary loss", quantities.draw_bulk_boundary, ("bulk_boundary",), 3.1),
+    (
+        "spectrum of the propagator",
+        partial(distributions.draw_spectral_ridgeline, observable="propagator_spectrum"),
+        ("propagator_spectrum",),
+        3.6,
+    ),
     ("order parameter", quantities.draw_order_parameter, ("order_parameter",), 3.1),
     (
         "density of the Hessian",
@@ -134,7 +158,8 @@ def run_figures(
         notes: added to the caption of the figure of that name: probe, m, k.
 
     Returns:
-        Of ``bulk_boundary``, ``order_parameter``, ``order_against_risk``, ``hessian_edges``,
+        Of ``bulk_boundary``, ``propagator``, ``propagator_density``, ``propagator_ridgeline``,
+        ``order_parameter``, ``order_against_risk``, ``hessian_edges``,
         ``hessian_density``, ``hessian_ridgeline``, ``sign_balance``, ``w_sym``,
         ``weight_ridgeline``, ``gradient_ridgeline``, ``circuits``, ``positive_share`` and
         ``circuit_sample`` those whose observable the run holds.
@@ -154,9 +179,9 @@ def run_figures(
 def overview(runs: Sequence[tuple[str, Run]], caption: str | None = None) -> Figure:
     """Several runs side by side, one column a run, from the loss down to the circuits.
 
-    Rows: bulk and boundary loss, order parameter and risk, density of the Hessian over the steps,
-    asymmetry of weights, gradient and sampled circuits with its floor, and the share of examples
-    whose circuits pull to the target.
+    Rows: bulk and boundary loss, spectrum of the propagator over the steps, order parameter and
+    risk, density of the Hessian over the steps, asymmetry of weights, gradient and sampled
+    circuits with its floor, and the share of examples whose circuits pull to the target.
     A row that no run has measured is left out; where only some have, a panel says so.
 
     Args:

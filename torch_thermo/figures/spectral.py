@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 
 from torch_thermo.figures import style
 from torch_thermo.figures.panels import say_empty
@@ -19,10 +20,40 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["density", "density_ridgeline", "draw_density", "draw_density_ridgeline"]
+__all__ = [
+    "density",
+    "density_ridgeline",
+    "draw_density",
+    "draw_density_ridgeline",
+    "spectral_axis",
+    "stored_measure",
+]
 
 GRID = 2401
 BAND = "± standard error"
+# of eigenvalues themselves the axis is signed-log; these are logarithms already
+_AXES: dict[str, dict[str, Any]] = {
+    "propagator_spectrum": {"xlabel": r"$\log\lambda$ of the propagator", "xscale": "linear"}
+}
+
+
+def spectral_axis(observable: str) -> dict[str, Any]:
+    """The axis that a stored spectrum is drawn on: arguments of the functions below."""
+    return dict(_AXES.get(observable, {}))
+
+
+def stored_measure(arrays: Mapping[str, ArrayLike]) -> SpectralMeasure:
+    """The measure of stored arrays ``nodes``, ``weights``, ``dimension`` and, if there, ``exact``.
+
+    Raises:
+        KeyError: an array is missing.
+        ValueError: they are not those of a spectral measure.
+    """
+    nodes, weights = (
+        torch.from_numpy(np.asarray(arrays[key], np.float64)) for key in ("nodes", "weights")
+    )
+    exact = bool(np.asarray(arrays.get("exact", False)))
+    return SpectralMeasure(nodes, weights, exact, int(np.asarray(arrays["dimension"])))
 
 
 def draw_density(
@@ -44,7 +75,8 @@ def draw_density(
     Args:
         axes: the panel.
         measures: pairs of a label and a measure.
-        sigma: width of the Gaussians; by default 1 % of each measure's largest ``|node|``.
+        sigma: width of the Gaussians; by default 1 % of each measure's largest ``|node|``, on a
+            linear axis at least the mean distance of a quadrature's nodes.
             The zero operator is a mark at 0 and says so in the legend.
         xscale: ``"signed log"`` or ``"linear"``.
         xlabel: quantity and unit.
@@ -57,7 +89,7 @@ def draw_density(
     if sigma is not None and not sigma > 0:
         raise ValueError(f"sigma must be above 0, got {sigma}")
     axes.set_xlabel(xlabel, fontsize=style.TEXT)
-    axes.set_ylabel(r"density $\rho(\lambda)$", fontsize=style.TEXT)
+    axes.set_ylabel(r"density $\rho$", fontsize=style.TEXT)
     if not measures:
         say_empty(axes, title)
         return
@@ -115,6 +147,7 @@ def draw_density_ridgeline(
     axes: Axes,
     measures: Sequence[tuple[str, SpectralMeasure]],
     *,
+    xscale: Scale = "signed log",
     xlabel: str = r"eigenvalue $\lambda$",
     title: str | None = None,
     width: float = 5.2,
@@ -127,6 +160,7 @@ def draw_density_ridgeline(
     Args:
         axes: the panel.
         measures: pairs of a label and a measure.
+        xscale: ``"signed log"`` or ``"linear"``.
         xlabel: quantity and unit.
         title: of the panel.
         width: of the panel in inches, for the legend's rows.
@@ -135,7 +169,7 @@ def draw_density_ridgeline(
         axes.set_xlabel(xlabel, fontsize=style.TEXT)
         say_empty(axes, title)
         return
-    _, widths, grid, threshold = _common_grid([m for _, m in measures], None, "signed log")
+    _, widths, grid, threshold = _common_grid([m for _, m in measures], None, xscale)
     points = torch.from_numpy(grid)
     rows = [
         Row(label, grid, measure.density(points, spread)[0].numpy())
@@ -148,7 +182,7 @@ def draw_density_ridgeline(
         axes,
         rows,
         xlabel=xlabel,
-        xscale="signed log",
+        xscale=xscale,
         threshold=threshold,
         floor=lowest,
         title=title,
@@ -159,13 +193,14 @@ def draw_density_ridgeline(
 def density_ridgeline(
     measures: Sequence[tuple[str, SpectralMeasure]],
     *,
+    xscale: Scale = "signed log",
     xlabel: str = r"eigenvalue $\lambda$",
     title: str | None = None,
     caption: str | None = None,
 ) -> Figure:
     """A figure of densities; arguments as :func:`draw_density_ridgeline`, and a caption below."""
     figure, (axes,) = style.new_figure(height=4.8)
-    draw_density_ridgeline(axes, measures, xlabel=xlabel, title=title)
+    draw_density_ridgeline(axes, measures, xscale=xscale, xlabel=xlabel, title=title)
     style.caption(figure, caption)
     return figure
 
@@ -176,11 +211,22 @@ def _common_grid(
     """Each measure's reach and width of the Gaussians, and the points all are drawn at."""
     reach = [_reach(measure) for measure in measures]
     narrowest = min((r for r in reach if r > 0), default=1.0)
-    widths = [sigma or 0.01 * (r or narrowest) for r in reach]
+    widths = [
+        sigma or max(0.01 * (r or narrowest), _spacing(measure) if xscale == "linear" else 0.0)
+        for r, measure in zip(reach, measures, strict=True)
+    ]
     edge = max(r + 4 * w for r, w in zip(reach, widths, strict=True))
     threshold = max(min(widths), edge * 10.0**-DECADES)
     grid = _signed_grid(edge, threshold) if xscale != "linear" else np.linspace(-edge, edge, GRID)
     return reach, widths, grid, threshold
+
+
+def _spacing(measure: SpectralMeasure) -> float:
+    """The mean distance of a quadrature's nodes: narrower peaks would look like eigenvalues."""
+    if measure.exact:
+        return 0.0
+    ends = measure.extremes
+    return (ends.max.value - ends.min.value) / measure.nodes.shape[1]
 
 
 def _lowest(measure: SpectralMeasure, spread: float) -> float:
