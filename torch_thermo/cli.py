@@ -1,4 +1,4 @@
-"""The command line: ``torch-thermo demo`` and ``torch-thermo show``.
+"""The command line: ``torch-thermo demo``, ``torch-thermo reproduce``, ``torch-thermo show``.
 
 Exit status 0 on success, 2 on bad arguments, 1 on failure. Errors are one line; ``--debug`` shows
 the traceback.
@@ -19,6 +19,7 @@ from torch_thermo import __version__
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.progress import TaskID
 
     from torch_thermo.papers.demo import DemoRun
     from torch_thermo.papers.recipes import Recipe
@@ -101,8 +102,48 @@ def _parser() -> ArgumentParser:
     )
     demo.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands.add_subcommand("demo", demo, help="two trainings with everything measured")
+    commands.add_subcommand(
+        "reproduce", _reproduce_parser(), help="a paper's figures and numbers, beside ours"
+    )
     commands.add_subcommand("show", _show_parser(), help="stored runs as tables and figures")
     return parser
+
+
+def _reproduce_parser() -> ArgumentParser:
+    reproduce = ArgumentParser(
+        description="Make figures and numbers of a paper anew: train what they need, or go on "
+        "with it; write each figure (PNG and PDF) and its data (CSV), and say of each number the "
+        "paper states whether ours agrees.",
+        exit_on_error=False,
+        formatter_class=_Help,
+    )
+    reproduce.add_argument(
+        "names",
+        metavar="NAME",
+        nargs="*",
+        type=str,
+        default=[],
+        help="such as vanchurin/fig4; vanchurin/all for all of a paper",
+    )
+    reproduce.add_argument("--list", action="store_true", help="name all there is")
+    reproduce.add_argument(
+        "--budget",
+        type=_budget,
+        default="quick",
+        help="quick: minutes, several seeds; paper: the paper's length, resumable",
+    )
+    reproduce.add_argument(
+        "--out", metavar="DIR", type=_folder, default=Path("runs/reproduce"),
+        help="folder of runs, figures and tables",
+    )  # fmt: skip
+    reproduce.add_argument(
+        "--data", type=_images, default="mnist5k", help="mnist5k, mnist or a FILE.npz"
+    )
+    reproduce.add_argument(
+        "--epochs", type=_epochs, default=None, help="of each training; default: the budget's"
+    )
+    reproduce.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return reproduce
 
 
 def _show_parser() -> ArgumentParser:
@@ -148,6 +189,19 @@ def _data(value: str) -> str:
     if value in NAMED_DATA or Path(value).suffix == ".npz":
         return value
     raise ArgumentTypeError(f"data must be {', '.join(NAMED_DATA)} or a FILE.npz, got {value!r}")
+
+
+def _images(value: str) -> str:
+    named = tuple(name for name in NAMED_DATA if name != "cifar10")  # the nets take digits
+    if value in named or Path(value).suffix == ".npz":
+        return value
+    raise ArgumentTypeError(f"data must be {', '.join(named)} or a FILE.npz, got {value!r}")
+
+
+def _budget(value: str) -> str:
+    if value in ("quick", "paper"):
+        return value
+    raise ArgumentTypeError(f"budget must be quick or paper, got {value!r}")
 
 
 def _patterns(value: str | list[str]) -> list[str]:
@@ -229,6 +283,39 @@ def _demo(arguments: Namespace, console: Console) -> None:
     )
 
 
+def _reproduce(arguments: Namespace, console: Console) -> None:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from torch_thermo.papers import reproduction
+
+    if arguments.list:
+        console.print(reproduction.list_table())
+        return
+    try:
+        experiments = reproduction.chosen(arguments.names)
+    except ValueError as error:
+        raise ArgumentError(None, str(error)) from error
+    console.width = max(console.width, reproduction.NARROWEST)
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
+    with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as bar:
+        tasks: dict[str, TaskID] = {}
+
+        def tell(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what, total=total)
+            bar.update(tasks[what], completed=done, total=total)
+
+        session = reproduction.Session(
+            arguments.out, arguments.budget, arguments.data, arguments.epochs, tell
+        )
+        for experiment, outcome in reproduction.reproduce(experiments, session):
+            console.rule(f"{experiment.name}: {experiment.title}")
+            if outcome.rows:
+                console.print(reproduction.rows_table(outcome.rows))
+            for file in outcome.files:
+                console.print(str(file), markup=False, soft_wrap=True)
+
+
 def _show(arguments: Namespace, console: Console) -> None:
     from torch_thermo.papers import show
 
@@ -269,7 +356,11 @@ def _figures_of(paths: Sequence[Path]) -> Path:
     return (path.resolve().parent if is_store else path) / "figures"
 
 
-_COMMANDS: dict[str, Callable[[Any, Console], None]] = {"demo": _demo, "show": _show}
+_COMMANDS: dict[str, Callable[[Any, Console], None]] = {
+    "demo": _demo,
+    "reproduce": _reproduce,
+    "show": _show,
+}
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
+from torch_thermo.network import Network
+from torch_thermo.observables.propagator_spectrum import propagator_spectrum
 from torch_thermo.papers import demo, recipes
 from torch_thermo.papers.demo import DemoRun
 from torch_thermo.store.quantities import measured
@@ -222,6 +225,30 @@ def test_bulk_and_boundary_loss_are_those_of_the_final_checkpoint(done):
     assert last(done, "bulk_boundary/converged") == 1.0
 
 
+def test_the_propagator_is_that_of_the_final_checkpoint(done):
+    network, _, batches = final(done)
+    inputs, _ = joined(batches, 128)
+    read = Network.from_module(network, inputs[:8])
+    exact = done.recipe.name == "tanh"
+    arrays = done.run.arrays("propagator_spectrum", STEPS)
+    assert bool(arrays["exact"]) == exact
+    assert arrays["dimension"] == read.neurons
+    if exact:
+        nodes = propagator_spectrum(read, inputs).nodes
+        np.testing.assert_allclose(arrays["nodes"], nodes.numpy(), rtol=1e-6, atol=1e-8)
+    else:
+        # of other probes, within the errors
+        other = propagator_spectrum(read, inputs, probes=4, seed=9)
+        for n in (2, 3):
+            measured = last(done, f"propagator_spectrum/mu{n}")
+            stderr = last(done, f"propagator_spectrum/mu{n}_stderr")
+            assert 0 < stderr < 0.05 * abs(measured)
+            found = other.mu(n)
+            assert abs(measured - found.value) < 4 * math.hypot(stderr, found.stderr)
+    assert last(done, "propagator_spectrum/mu2") > 10
+    assert last(done, "propagator_spectrum/mu3") < 0
+
+
 def test_circuits_are_those_of_the_final_checkpoint(runs):
     done = runs["vgg"]
     network, _, batches = final(done)
@@ -267,6 +294,9 @@ def test_figures_and_table(runs):
         "hessian_ridgeline",
         "order_against_risk",
         "order_parameter",
+        "propagator",
+        "propagator_density",
+        "propagator_ridgeline",
         "sign_balance",
         "w_sym",
         "weight_ridgeline",

@@ -24,6 +24,7 @@ from torch_thermo import data, figures
 from torch_thermo.callbacks import Thermometer
 from torch_thermo.papers.recipes import Classifier, Recipe, tanh_recipe, vgg_recipe
 from torch_thermo.papers.show import run_table, run_title
+from torch_thermo.papers.threads import one_thread
 from torch_thermo.store import Run
 
 __all__ = ["DemoRun", "draw", "run_demo", "summary_table"]
@@ -140,7 +141,7 @@ def _train(recipe: Recipe, out: Path, seed: int, accelerator: str, progress: boo
     module = Classifier(recipe.network(), recipe.criterion(), recipe.learning_rate)
     thermometer = Thermometer()
     callbacks: list[Any] = [thermometer, *([RichProgressBar()] if progress else [])]
-    with _quiet_lightning(), _one_thread():
+    with _quiet_lightning(), one_thread():
         trainer = pl.Trainer(
             accelerator=accelerator,
             devices=1,
@@ -193,8 +194,16 @@ def _notes(thermometer: Thermometer, available: int) -> dict[str, str]:
         f"Gradient on a probe of {probe} training examples; entries depend on each other, so the "
         "interval is descriptive."
     )
+    propagator = members["propagator_spectrum"]
+    states = (
+        f"Mean state of {examples('propagator_spectrum')}; of a convolutional net "
+        f"m = {propagator.steps}, k = {propagator.probes}."
+    )
     return {
         "bulk_boundary": f"{examples('bulk_boundary')}, method {members['bulk_boundary'].method}.",
+        "propagator": states,
+        "propagator_density": states,
+        "propagator_ridgeline": states,
         "order_parameter": whole,
         "order_against_risk": whole,
         "hessian_edges": f"{examples('hessian_extremes')}, Lanczos with m = {extremes.steps}, "
@@ -208,17 +217,6 @@ def _notes(thermometer: Thermometer, available: int) -> dict[str, str]:
         "positive_share": circuits,
         "circuit_sample": f"{sample.paths:,} alive circuits of {examples('circuit_sample')}.",
     }
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """These nets are too small to gain from more, and the numbers then depend on no core count."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 @contextmanager

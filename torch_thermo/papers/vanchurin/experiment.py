@@ -1,0 +1,223 @@
+"""The paper's figures and its table, each made from the stored runs of one budget.
+
+All of a budget share their runs: ``<out>/vanchurin/<budget>/<net>/seed<k>/``; figures, their data
+and tables go to ``<out>/vanchurin/<budget>/``.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from torch_thermo.figures import style
+from torch_thermo.figures.paper import Panel, paper_figure
+from torch_thermo.papers.reproduction import Outcome, Session, write_csv, write_markdown
+from torch_thermo.papers.vanchurin import bulk_course, claims, laws, panels
+from torch_thermo.papers.vanchurin.bulk_training import bulk_training
+from torch_thermo.papers.vanchurin.preparing import prepare
+from torch_thermo.papers.verdicts import Row
+from torch_thermo.store import Run, load_run
+
+__all__ = ["fig1", "fig2", "fig3", "fig4", "fig5", "fig6", "fig7", "table", "training_on_bulk"]
+
+NETS = ("deep", "shallow")
+OURS = "The panels are our choice; the paper's numbers are marked as its own."
+
+
+def fig1(session: Session) -> Outcome:
+    """Minus the free energy's Laplacian of a two-level spectrum (eqs. 9.3, 9.4)."""
+    caption = (
+        "Two levels with det G = 1: a share γ of the eigenvalues at λ, the rest at "
+        f"λ^(γ/(γ-1)). Formulas alone, no training. {OURS}"
+    )
+    return _made(session, "fig1", panels.free_energy_panels(), caption, claims.free_energy_rows())
+
+
+def fig2(session: Session) -> Outcome:
+    """Bulk and boundary loss of the deep net."""
+    return _losses(session, "fig2", "deep")
+
+
+def fig3(session: Session) -> Outcome:
+    """Bulk and boundary loss of the shallow net."""
+    return _losses(session, "fig3", "shallow")
+
+
+def fig4(session: Session) -> Outcome:
+    """The distribution of the eigenvalues of log G and its moments."""
+    nets = _runs(session, *NETS)
+    text = (
+        f"{_setting(nets)} Eigenvalues of log G, G = (1 - f'w)^T (1 - f'w) at the mean state, with "
+        f"|log λ| > {claims.THRESHOLD}. {OURS}"
+    )
+    return _made(session, "fig4", panels.spectrum_panels(nets), text, claims.moment_rows(nets))
+
+
+def fig5(session: Session) -> Outcome:
+    """The sorted eigenvalues of log G and the gaps between them."""
+    nets = _runs(session, *NETS)
+    text = (
+        f"{_setting(nets)} The lowest {panels.LOWEST} eigenvalues of log G of seed 0. Arrows: all "
+        "gaps of at least half the widest's size, with the number of eigenvalues below. "
+        f"{OURS}"
+    )
+    return _made(session, "fig5", panels.gap_panels(nets), text, claims.gap_rows(nets["deep"]))
+
+
+def fig6(session: Session) -> Outcome:
+    """The complexities C_20 and C_834 against the logarithm of the bulk loss."""
+    runs = _runs(session, "deep")
+    text = (
+        f"{_setting(runs)} C_n = -1/2 sum over the n largest log λ + N/2 log 2π, from epoch "
+        f"{claims.FIT_EPOCHS[0]:g} to at most {claims.FIT_EPOCHS[1]:g}. {OURS}"
+    )
+    found = panels.complexity_panels(runs["deep"])
+    return _made(session, "fig6", found, text, claims.complexity_rows(runs["deep"]))
+
+
+def fig7(session: Session) -> Outcome:
+    """Temperatures and the laws of learning."""
+    runs = _runs(session, "deep")
+    text = (
+        f"{_setting(runs)} Canonical ensemble of the propagator's exact spectrum; U: mean bulk "
+        f"loss, logit; terms of the first law from one measurement to the next. {OURS}"
+    )
+    found = panels.thermodynamic_panels(runs["deep"])
+    return _made(session, "fig7", found, text, laws.thermodynamic_rows(runs["deep"]))
+
+
+def training_on_bulk(session: Session) -> Outcome:
+    """Training on the bulk loss beside training on the boundary loss: not a figure of the paper."""
+    runs = bulk_training(
+        session.out / "vanchurin", session.budget, session.data, session.epochs, session.progress
+    )
+    drawn, rows = bulk_course.bulk_training_panels(runs), bulk_course.bulk_training_rows(runs)
+    caption = bulk_course.bulk_training_caption(runs)
+    return _made(session, "bulk-training", drawn, caption, rows)
+
+
+def table(session: Session) -> Outcome:
+    """All numbers of the paper beside ours."""
+    nets = _runs(session, *NETS)
+    rows = _all_rows(nets)
+    seeds, several = len(nets["deep"]), ""
+    quick = _stored(session, "quick") if seeds == 1 else {}
+    if quick:
+        rows = _with_spread(rows, _all_rows(quick))
+        several = f" over the {len(quick['deep'])} seeds of the quick budget"
+    folder = _folder(session)
+    files = (
+        write_csv(rows, folder / "table.csv"),
+        write_markdown(
+            rows,
+            folder / "table.md",
+            "Numbers of V. Vanchurin, Towards a theory of machine learning (arXiv:2004.09280)",
+            f"{_setting(nets)} Made by `torch-thermo reproduce vanchurin/table --budget "
+            f"{session.budget} --data {session.data}`. Spread: standard deviation"
+            f"{several or ' over seeds'}; of orders of magnitude in decades, as is their "
+            "tolerance.",
+        ),
+    )
+    return Outcome(files, tuple(rows))
+
+
+def _all_rows(nets: Mapping[str, Sequence[Run]]) -> list[Row]:
+    return [
+        *(row for net in NETS for row in claims.loss_rows(net, nets[net])),
+        *claims.moment_rows(nets),
+        *claims.free_energy_rows(),
+        *claims.gap_rows(nets["deep"]),
+        *claims.complexity_rows(nets["deep"]),
+        *laws.thermodynamic_rows(nets["deep"]),
+    ]
+
+
+def _with_spread(rows: Sequence[Row], others: Sequence[Row]) -> list[Row]:
+    """The rows of one seed judged with the spread that several seeds of another budget have."""
+    known = {row.quantity: row.spread for row in others}
+    return [row.claim.judge(row.ours, known[row.quantity], row.note) for row in rows]
+
+
+def _stored(session: Session, budget: str) -> dict[str, list[Run]]:
+    """The runs of another budget, if those of both nets are there; nothing is trained for them."""
+    folder = session.out / "vanchurin" / budget
+    found = {net: sorted((folder / net).glob("seed*/thermo/run.json")) for net in NETS}
+    if not all(len(files) > 1 for files in found.values()):
+        return {}
+    return {net: [load_run(file.parent) for file in files] for net, files in found.items()}
+
+
+def _losses(session: Session, name: str, net: str) -> Outcome:
+    runs = _runs(session, net)
+    text = (
+        f"{_setting(runs)} Boundary: 1/2 |t - o|^2; bulk: minimum over the hidden states, method "
+        f"logit on all samples, exact on 500 of seed 0. {OURS}"
+    )
+    rows = claims.loss_rows(net, runs[net])
+    return _made(session, name, panels.loss_panels(runs[net]), text, rows)
+
+
+def _runs(session: Session, *nets: str) -> dict[str, list[Run]]:
+    return {net: session.once(f"vanchurin/{net}", partial(_prepared, session, net)) for net in nets}
+
+
+def _prepared(session: Session, net: str) -> list[Run]:
+    out = session.out / "vanchurin"
+    found = prepare(out, session.budget, session.data, (net,), session.epochs, session.progress)
+    return found[net]
+
+
+def _setting(nets: Mapping[str, Sequence[Run]]) -> str:
+    """Data, nets and training, in a line for captions."""
+    runs = [run for found in nets.values() for run in found]
+    meta = runs[0].meta
+    shapes = {net: "-".join(map(str, found[0].meta["sizes"])) for net, found in nets.items()}
+    named = " and ".join(f"{net} {shape}" for net, shape in shapes.items())
+    seeds = len(next(iter(nets.values())))
+    several = f"{seeds} seeds" if seeds > 1 else "one seed"
+    epochs = {f"{int(found[0].meta['epochs']):,}" for found in nets.values()}
+    return (
+        f"{meta['data']}, {meta['samples']:,} samples; tanh nets, {named}; SGD, batch "
+        f"{meta['batch']}, rate {meta['lr']:g}, {' and '.join(sorted(epochs))} epochs, {several}."
+    )
+
+
+def _folder(session: Session) -> Path:
+    return session.out / "vanchurin" / session.budget
+
+
+def _made(
+    session: Session, name: str, drawn: Sequence[Panel], caption: str, rows: Sequence[Row]
+) -> Outcome:
+    """Write a figure as PNG and PDF, what is drawn in it, and its lines of the table."""
+    folder = _folder(session)
+    figure = paper_figure(drawn, caption)
+    files = (
+        style.save(figure, folder / f"{name}.png", colors=128),
+        style.save(figure, folder / f"{name}.pdf"),
+        _write_data(drawn, folder / f"{name}.csv"),
+        write_csv(rows, folder / f"{name}_numbers.csv"),
+    )
+    return Outcome(files, tuple(rows))
+
+
+def _write_data(drawn: Sequence[Panel], path: Path) -> Path:
+    """All points of a figure as one long table: panel, series, x, y, and the band if there is."""
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(("panel", "series", "x", "y", "low", "high"))
+        for panel in drawn:
+            for trace in panel.traces:
+                size = len(np.asarray(trace.x))
+                columns = [
+                    np.full(size, np.nan) if values is None else np.asarray(values, np.float64)
+                    for values in (trace.x, trace.y, trace.low, trace.high)
+                ]
+                for point in zip(*columns, strict=True):
+                    cells = ("" if np.isnan(value) else f"{value:.9g}" for value in point)
+                    writer.writerow((panel.name, trace.label, *cells))
+    return path

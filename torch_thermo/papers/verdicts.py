@@ -1,0 +1,234 @@
+"""What a paper states, what we measure, and the rules that say whether the two agree.
+
+A verdict is computed, never written: a claim holds the paper's number, the tolerance with its
+reason, and a rule; the rule gets our number and its spread. The rules know nothing of any paper.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+__all__ = [
+    "ARITHMETIC_SLIP",
+    "LABELS_SWAPPED",
+    "MISPRINT",
+    "NOT_MEASURED",
+    "NOT_REPRODUCED",
+    "NO_CONTENT",
+    "REPRODUCED",
+    "WITHIN_SPREAD",
+    "Claim",
+    "Row",
+    "Rule",
+    "arithmetic",
+    "at_least",
+    "at_most",
+    "content",
+    "decades",
+    "formula",
+    "number",
+    "swapped",
+]
+
+REPRODUCED = "reproduced"
+NOT_REPRODUCED = "not reproduced"
+WITHIN_SPREAD = "within the spread"
+NOT_MEASURED = "not measured"
+ARITHMETIC_SLIP = "arithmetic slip"
+MISPRINT = "misprint"
+LABELS_SWAPPED = "labels swapped"
+NO_CONTENT = "no content"
+
+Rule = Callable[[float, float, float, float], str]
+"""``(paper, ours, tolerance, spread) -> verdict``; a spread of NaN is one that is not known."""
+
+
+def number(paper: float, ours: float, tolerance: float, spread: float) -> str:
+    """A stated number: reproduced if ``|ours - paper| <= tolerance``.
+
+    Further off, but no further than twice the spread over seeds, it is within the spread: the
+    paper's could be one of our seeds, but noise that could hide a difference proves no agreement.
+    """
+    if not math.isfinite(ours):
+        return NOT_MEASURED
+    miss = abs(ours - paper)
+    if miss <= tolerance:
+        return REPRODUCED
+    return WITHIN_SPREAD if miss <= 2.0 * spread else NOT_REPRODUCED
+
+
+def decades(paper: float, ours: float, tolerance: float, spread: float) -> str:
+    """A stated order of magnitude: the same sign, and ``|log10(ours / paper)| <= tolerance``.
+
+    The spread is in decades too.
+    """
+    if not math.isfinite(ours):
+        return NOT_MEASURED
+    if ours * paper <= 0.0:
+        return NOT_REPRODUCED
+    return number(math.log10(abs(paper)), math.log10(abs(ours)), tolerance, spread)
+
+
+def at_most(paper: float, ours: float, tolerance: float, spread: float) -> str:
+    """A stated upper bound: reproduced if ``ours <= paper + tolerance``."""
+    return number(0.0, max(ours - paper, 0.0) if math.isfinite(ours) else ours, tolerance, spread)
+
+
+def at_least(paper: float, ours: float, tolerance: float, spread: float) -> str:
+    """A stated lower bound: reproduced if ``ours >= paper - tolerance``."""
+    return at_most(-paper, -ours, tolerance, spread)
+
+
+def arithmetic(paper: float, ours: float, tolerance: float, spread: float) -> str:
+    """A number that the paper computes from its own formula, recomputed.
+
+    There are no seeds, so no spread counts: what is further off than the digits printed allow
+    is a slip.
+    """
+    verdict = number(paper, ours, tolerance, math.nan)
+    return ARITHMETIC_SLIP if verdict == NOT_REPRODUCED else verdict
+
+
+def formula(corrected: float) -> Rule:
+    """An identity as the paper prints it, beside its corrected form.
+
+    Args:
+        corrected: how far the corrected form is from holding.
+
+    Returns:
+        A rule where ours is how far the *printed* form is from holding. It is a misprint if the
+        printed form fails and the corrected one holds.
+    """
+
+    def rule(paper: float, ours: float, tolerance: float, spread: float) -> str:
+        verdict = at_most(paper, abs(ours), tolerance, math.nan)
+        if verdict == NOT_REPRODUCED and abs(corrected) <= tolerance:
+            return MISPRINT
+        return verdict
+
+    return rule
+
+
+def content(null: float) -> Rule:
+    """A law that might hold whatever is measured.
+
+    Args:
+        null: how far the law is from holding on numbers that no training produced.
+
+    Returns:
+        A rule where ours is how far it is from holding on the run. A law that holds on the null
+        as well says nothing of training: no content.
+    """
+
+    def rule(paper: float, ours: float, tolerance: float, spread: float) -> str:
+        verdict = at_most(paper, abs(ours), tolerance, spread)
+        if verdict == REPRODUCED and abs(null) <= paper + tolerance:
+            return NO_CONTENT
+        return verdict
+
+    return rule
+
+
+def swapped(other: float) -> Rule:
+    """One of several numbers whose labels the paper has exchanged, as all of them together say.
+
+    Args:
+        other: what the paper prints under the other label.
+
+    Returns:
+        A rule for a number that is held against the other label's, and says so if they agree.
+    """
+
+    def rule(paper: float, ours: float, tolerance: float, spread: float) -> str:
+        verdict = number(other, ours, tolerance, spread)
+        return LABELS_SWAPPED if verdict == REPRODUCED else verdict
+
+    return rule
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table.
+
+    Attributes:
+        quantity: what it is.
+        where: in the paper: section, equation or figure.
+        paper: as the paper prints it.
+        ours: what we measure or compute; NaN where it could not be, and the note says why.
+        spread: standard deviation over seeds, NaN with fewer than two.
+        tolerance: how far apart the two may be.
+        reason: why so far.
+        verdict: of the claim's rule.
+        note: what there is to add.
+        claim: what was judged.
+    """
+
+    quantity: str
+    where: str
+    paper: str
+    ours: float
+    spread: float
+    tolerance: float
+    reason: str
+    verdict: str
+    note: str
+    claim: Claim
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A number or a law that a paper states, and the rule ours is held against it by.
+
+    Attributes:
+        quantity: what it is.
+        where: section, equation or figure.
+        printed: as the paper prints it.
+        value: the same as a number; of a law, how far it should be from holding: 0.
+        tolerance: how far ours may be from it, in the rule's unit; at least 0.
+        reason: why so far.
+        rule: decides.
+
+    Raises:
+        ValueError: the tolerance is negative or not finite, or has no reason.
+    """
+
+    quantity: str
+    where: str
+    printed: str
+    value: float
+    tolerance: float
+    reason: str
+    rule: Rule = number
+
+    def __post_init__(self) -> None:
+        """Check the tolerance."""
+        if not 0.0 <= self.tolerance < math.inf:
+            raise ValueError(
+                f"tolerance of {self.quantity!r} must be at least 0, got {self.tolerance}"
+            )
+        if not self.reason:
+            raise ValueError(f"the tolerance of {self.quantity!r} needs a reason")
+
+    def judge(self, ours: float, spread: float = math.nan, note: str = "") -> Row:
+        """The line of the table for what we measured.
+
+        Args:
+            ours: our number.
+            spread: standard deviation over seeds; NaN if not known.
+            note: what there is to add.
+        """
+        verdict = self.rule(self.value, ours, self.tolerance, spread)
+        return Row(
+            quantity=self.quantity,
+            where=self.where,
+            paper=self.printed,
+            ours=float(ours),
+            spread=float(spread),
+            tolerance=self.tolerance,
+            reason=self.reason,
+            verdict=verdict,
+            note=note,
+            claim=self,
+        )
