@@ -199,6 +199,30 @@ def test_recurrent_inverse_is_the_response_to_residuals() -> None:
     torch.testing.assert_close(derivative.solve(v)[1:], list(by_autograd), **CLOSE)
 
 
+@pytest.mark.parametrize("factored", [True, False])
+def test_a_strongly_coupled_network_is_solved(
+    factored: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """GMRES(100) does not get through eigenvalues on both sides of 0; LU does."""
+    n = 300
+    w = 1.5 * randn(n, n) / n**0.5
+    network = Network.from_matrix(w, torch.zeros(n).double(), torch.tanh, 10, 10)
+    # at x = 0 f' is 1, so that M is w without the input's rows
+    zeros = [torch.zeros(1, *stage.shape).double() for stage in network.stages]
+    derivative = StepDerivative(network, torch.zeros(1, 10).double(), zeros)
+    w[:10] = 0
+    left, v = torch.eye(n).double() - w, randn(n, 3, seed=2)
+    assert torch.linalg.cond(left) < 1e4
+    if not factored:
+        monkeypatch.setattr("torch_thermo.network.one_step._FACTORED", 100)
+        with pytest.raises(torch.linalg.LinAlgError, match="GMRES needs more products"):
+            derivative.solve(derivative.unflatten(v))
+        return
+    for solve, matrix in ((derivative.solve, left), (derivative.solve_transposed, left.T)):
+        found = derivative.flatten(solve(derivative.unflatten(v)))
+        torch.testing.assert_close(found, torch.linalg.solve(matrix, v), rtol=1e-9, atol=1e-9)
+
+
 def test_a_singular_solve_is_an_error() -> None:
     # x_1 = x_1 + input: I - M has no inverse
     w = torch.tensor([[0.0, 0.0, 0.0], [1.0, 1.0, 0.0], [0.0, 1.0, 0.0]]).double()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,7 @@ from tests.network.branched import Basic, Bottleneck, Grown, PreActivation, ResN
 from tests.network.support import randn, randomised
 from tests.network.test_stages import layout
 from torch_thermo.network import Network
-from torch_thermo.network.operations import Weighted
+from torch_thermo.network.operations import Convolution, Dense
 
 
 class Forward(nn.Module):
@@ -25,6 +26,7 @@ class Forward(nn.Module):
         self.a, self.b, self.c = (nn.Linear(4, 4) for _ in range(3))
         self.norm = nn.BatchNorm1d(4)
         self.wide = nn.Linear(8, 4)
+        self.same = nn.Identity()
         self.own = forward
 
     def forward(self, x: Tensor) -> Tensor:
@@ -48,8 +50,8 @@ def same(model: nn.Module, *shape: int) -> Network:
     for found, state in zip(network.states(x, zeros)[0], states, strict=True):
         torch.testing.assert_close(found, state, rtol=0, atol=0)
     assert [s.shape[1:] for s in states] == [stage.shape for stage in network.stages]
-    weighted = [o for o in network.operations if isinstance(o, Weighted)]
-    assert len({id(o) for o in weighted}) == len(weighted)
+    layers = [o for o in network.operations if isinstance(o, Dense | Convolution)]
+    assert len({id(o) for o in layers}) == len(layers)
     return network
 
 
@@ -177,16 +179,31 @@ CASES: list[tuple[Callable[..., Any], list[tuple[int, ...]], list[tuple[str, str
         [(-1,)],
         [("BatchNorm1d relu tanh sub Linear", "")],
     ),
-    # a normalisation there whose output is used twice is a stage
+    # nor a normalisation there whose output is used twice, or a multiple of the input
     (
         lambda m, x: m.a(y := m.norm(x.tanh()).relu()) - m.b(y.sigmoid()),
-        [(-1,), (0,), (0, 1)],
-        [("tanh BatchNorm1d relu", ""), ("", "sigmoid"), ("Linear Linear sub", "")],
+        [(-1,)],
+        [("tanh BatchNorm1d relu Linear sigmoid Linear sub", "")],
     ),
     (
         lambda m, x: m.a(y := m.norm(x.tanh())) - m.b(y.sigmoid()),
-        [(-1,), (0,), (0, 1)],
-        [("tanh BatchNorm1d", ""), ("", "sigmoid"), ("Linear Linear sub", "")],
+        [(-1,)],
+        [("tanh BatchNorm1d Linear sigmoid Linear sub", "")],
+    ),
+    (
+        lambda m, x: m.b(m.a(y := x / 255).tanh()) + y,
+        [(-1,), (-1, 0)],
+        [("div Linear", "tanh"), ("div Linear add", "")],
+    ),
+    (
+        lambda m, x: m.b(m.a(y := (2 * x - 1).tanh()).tanh()) + y,
+        [(-1,), (-1, 0)],
+        [("mul sub tanh Linear", "tanh"), ("mul sub tanh Linear add", "")],
+    ),
+    (
+        lambda m, x: m.b(m.a(y := x + x.tanh() / 2).tanh()) + y,
+        [(-1,), (-1, 0)],
+        [("tanh div add Linear", "tanh"), ("tanh div add Linear add", "")],
     ),
     # a layer whose output is used twice is a stage without an activation
     (
@@ -194,11 +211,22 @@ CASES: list[tuple[Callable[..., Any], list[tuple[int, ...]], list[tuple[str, str
         [(-1,), (0,), (0, 1)],
         [("Linear", ""), ("", "relu"), ("add Linear", "")],
     ),
-    # a normalisation behind an activation, used twice; a reshape used twice
+    # a normalisation behind an activation, used twice, and a reshape, are parts of the takers
     (
-        lambda m, x: m.b(y := m.norm(m.a(x).relu())) + m.c(y),
-        [(-1,), (0,), (1,)],
-        [("Linear", "relu"), ("BatchNorm1d", ""), ("Linear Linear add", "")],
+        lambda m, x: m.b(y := m.norm(m.a(x).relu())) + m.c(y).tanh(),
+        [(-1,), (0,), (0, 1)],
+        [("Linear", "relu"), ("BatchNorm1d Linear", "tanh"), ("BatchNorm1d Linear add", "")],
+    ),
+    # a sum of states, used twice, is a state, whether its terms are scaled or not
+    (
+        lambda m, x: m.c((y := x + m.a(x).tanh()) + m.b(y).tanh()),
+        [(-1,), (-1, 0), (1,), (1, 2)],
+        [("Linear", "tanh"), ("add", ""), ("Linear", "tanh"), ("add Linear", "")],
+    ),
+    (
+        lambda m, x: m.c((y := x + m.a(x).tanh() / 2) + m.b(y).tanh()),
+        [(-1,), (-1, 0), (1,), (1, 2)],
+        [("Linear", "tanh"), ("div add", ""), ("Linear", "tanh"), ("add Linear", "")],
     ),
     (
         lambda m, x: (
@@ -328,43 +356,28 @@ def test_residuals_are_added_to_each_state() -> None:
     )
 
 
-# --- in place
+@pytest.mark.parametrize("wrong", [(1, 4), (4,), (5, 1), (2, 5, 4)])
+def test_shapes_are_not_broadcast(wrong: tuple[int, ...]) -> None:
+    network = read(lambda m, x: m.b(m.a(x).relu()) + x)
+    x, right = randn(5, 4), randn(5, 4)
+    shapes = rf"of stage 'a' must be of shape \(5, 4\), got {re.escape(str(wrong))}"
+    with pytest.raises(ValueError, match=f"residuals {shapes}"):
+        network.states(x, [randn(*wrong)])
+    with pytest.raises(ValueError, match=f"residuals {shapes}"):
+        network.fixed_point(x, [randn(*wrong)])
+    for function in (network.one_step, network.pre_activations):
+        with pytest.raises(ValueError, match=f"states {shapes}"):
+            function(x, [randn(*wrong), right])
 
 
-def changed_in_place(m: Forward, x: Tensor) -> Tensor:
-    y = m.a(x)
-    z = m.b(F.relu_(y))
-    # relu(y), not y
-    out: Tensor = m.c(z + y)
-    return out
-
-
-def added_in_place(m: Forward, x: Tensor) -> Tensor:
-    y = m.a(x)
-    z = m.b(y.add_(1))
-    out: Tensor = m.c(z - y)
-    return out
-
-
-@pytest.mark.parametrize("forward", [changed_in_place, added_in_place])
-def test_what_is_changed_in_place_is_taken_so(forward: Callable[..., Any]) -> None:
-    read(forward)
-
-
-def test_a_block_whose_activation_works_in_place() -> None:
-    class Block(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.activation = nn.ReLU(inplace=True)
-            self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
-
-        def forward(self, x: Tensor) -> Tensor:
-            # of the skip too
-            y = self.first(self.activation(x))
-            return x + self.second(self.activation(y))
-
-    network = same(nn.Sequential(nn.Linear(4, 4), Block(), Block()), 4)
-    assert layout(network)[0] == ("Linear", "ReLU")
+@pytest.mark.parametrize("count", [1, 3])
+def test_there_is_a_state_for_each_stage(count: int) -> None:
+    network = read(lambda m, x: m.b(m.a(x).relu()) + x)
+    for function in (network.one_step, network.pre_activations):
+        with pytest.raises(
+            ValueError, match=f"states must be one for each .* 2 stages, got {count}"
+        ):
+            function(randn(5, 4), [randn(5, 4)] * count)
 
 
 # --- chains stay chains

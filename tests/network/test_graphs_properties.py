@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tests.network.support import randn, randomised
 from torch_thermo.network import Network
-from torch_thermo.network.operations import Elementwise, MaxPool, Weighted
+from torch_thermo.network.operations import Convolution, Dense, Elementwise, MaxPool, Scale
 
 SIDE = 3
 BENDS = {"relu": F.relu, "tanh": torch.tanh, "softplus": F.softplus}
@@ -134,14 +134,20 @@ def test_a_network_is_its_module(model: Graph, seed: int) -> None:
 def test_stages(model: Graph, seed: int) -> None:
     randomised(model, seed)
     network = Network.from_module(model, randn(2, 2, SIDE, SIDE))
-    weights = [o for o in network.operations if isinstance(o, Weighted)]
-    assert len({id(o) for o in weights}) == len(weights)
+    # each layer is in exactly one stage; a normalisation that several stages take is in each
+    found = [o for o in network.operations if isinstance(o, Dense | Convolution)]
+    assert len({id(o) for o in found}) == len(found)
     layers = sum(isinstance(m, nn.Conv2d | nn.Linear) for m in model.modules())
-    assert sum(o.kind in ("Conv2d", "Linear") for o in weights) == layers
+    assert len(found) == layers
+    scales = {o.name for o in network.operations if o.kind == "BatchNorm2d"}
+    assert len(scales) == sum(isinstance(m, nn.BatchNorm2d) for m in model.modules())
     taken = {parent for stage in network.stages for parent in stage.parents}
     assert {*range(len(network.stages) - 1)} <= taken
     generator = torch.Generator().manual_seed(seed)
     for number, stage in enumerate(network.stages):
+        # a multiple of a state or of the input is no neuron
+        scaled = stage.linear and all(isinstance(o, Scale) for o in stage.linear)
+        assert not scaled or stage.activation or stage is network.stages[-1]
         assert list(stage.parents) == sorted(set(stage.parents))
         assert -1 <= stage.parents[0] <= stage.parents[-1] < number
         if stage is not network.stages[-1] and stage.activation:

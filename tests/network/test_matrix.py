@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -194,6 +195,7 @@ def in_place(x: Tensor) -> Tensor:
         ({"w": W[:2]}, r"w must be a square matrix \(N, N\), got \(2, 3\)"),
         ({"w": W.int()}, "w must be floating-point numbers, got torch.int32"),
         ({"w": W > 0}, "w must be floating-point numbers, got torch.bool"),
+        ({"w": W[:1, :1], "b": B[:1]}, r"w must be of at least 2 neurons.*got \(1, 1\)"),
         ({"b": B.long()}, "b must be floating-point numbers, got torch.int64"),
         ({"b": B[:2]}, r"b must be of shape \(3,\), as w has rows, got \(2,\)"),
         ({"w": W / torch.tensor([1.0, 0.0, 1.0])}, r"w must be finite, got nan at \(0, 1\)"),
@@ -219,6 +221,9 @@ def in_place(x: Tensor) -> Tensor:
         ({"activation": torch.sum}, "activation must be elementwise; sum"),
         ({"activation": in_place}, "leave its input as it is; in_place works in place"),
         ({"activation": nn.Linear(5, 5)}, "activation must take each number.*Linear"),
+        ({"activation": nn.Dropout(0.5).eval()}, "Dropout is no activation"),
+        ({"activation": nn.Flatten()}, "Flatten is no activation"),
+        ({"activation": nn.BatchNorm1d(5).eval()}, "BatchNorm1d is no activation"),
         ({"activation": nn.PReLU(3)}, "activation must take each number by itself; PReLU fails"),
     ],
 )
@@ -228,7 +233,33 @@ def test_refusals(arguments: dict[str, Any], message: str) -> None:
         Network.from_matrix(**(given | arguments))
 
 
+def test_numbers_of_numpy() -> None:
+    w = randn(4, 4)
+    expected = Network.from_matrix(w, randn(4), torch.tanh, [0, 1], [3]).order
+    for inputs, outputs in (
+        (np.array([0, 1]), np.array([3])),
+        (list(np.array([0, 1])), [torch.tensor(3)]),
+        (np.int64(2), np.int32(1)),
+    ):
+        found = Network.from_matrix(w, randn(4), torch.tanh, inputs, outputs).order
+        assert found.tolist() == expected.tolist()
+    with pytest.raises(ValueError, match="inputs must be whole numbers from 0 to 3, got"):
+        Network.from_matrix(w, randn(4), torch.tanh, np.array([True, False]), [3])
+
+
+def test_an_activation_that_draws_leaves_the_generators() -> None:
+    before = torch.get_rng_state()
+    Network.from_matrix(W, B, lambda x: torch.tanh(x) + 0 * torch.rand_like(x), 1, 1)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_refuses_other_kinds() -> None:
+    for name in ("inputs", "outputs"):
+        given: dict[str, Any] = {"inputs": 1, "outputs": 1, name: None}
+        with pytest.raises(TypeError, match=f"{name} must be .*how many, got NoneType"):
+            Network.from_matrix(W, B, torch.tanh, **given)
+    with pytest.raises(TypeError, match=r"activation must be no class: give Tanh\(\), an object"):
+        Network.from_matrix(W, B, nn.Tanh, 1, 1)
     with pytest.raises(TypeError, match="w must be a tensor, got list"):
         Network.from_matrix([[0.0]], B, torch.tanh, 1, 1)
     with pytest.raises(TypeError, match="activation must be callable, got str"):

@@ -229,6 +229,53 @@ def test_dtype_and_modes() -> None:
     )
 
 
+def test_a_training_step_does_not_move_it() -> None:
+    model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.PReLU(3), nn.Linear(3, 2)).double()
+    network = read(randomised(model), 2, 4)
+    x = randn(1, 4)
+    slopes = [randn(1, 3), None]
+    for given in (None, slopes):
+        derivative = StepDerivative(network, x, network.states(x)[0], given)
+        before = formed(derivative, "forward")
+        optimizer = torch.optim.SGD(model.parameters(), 1.0)
+        model(randn(5, 4)).sum().backward()
+        optimizer.step()
+        slopes[0].mul_(2)
+        assert torch.equal(formed(derivative, "forward"), before)
+        torch.testing.assert_close(formed(derivative, "reverse"), before.T, **CLOSE)
+        assert not torch.equal(
+            formed(StepDerivative(network, x, network.states(x)[0], given), "forward"), before
+        )
+
+
+def test_matrix(network: Network) -> None:
+    x = randn(1, *network.input_shape)
+    derivative = StepDerivative(network, x, random_states(network))
+    assert torch.equal(derivative.matrix(), formed(derivative, "forward"))
+
+
+def test_a_scale_of_the_input_moves_no_other_block() -> None:
+    """x / 255 in a network with a skip is no neuron: M's columns of the input are scaled, so."""
+
+    class Scaled(nn.Module):
+        def __init__(self, divisor: float) -> None:
+            super().__init__()
+            self.a, self.b, self.divisor = nn.Linear(4, 3), nn.Linear(3, 4), divisor
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x if self.divisor == 1 else x / self.divisor
+            y: Tensor = torch.tanh(self.b(torch.tanh(self.a(x))) + x)
+            return y
+
+    x = 255 * randn(1, 4)
+    inside, outside = (read(randomised(Scaled(divisor)), 2, 4) for divisor in (255.0, 1.0))
+    assert inside.sizes == outside.sizes == (4, 3, 4)
+    ours = StepDerivative(inside, x, inside.states(x)[0]).matrix()
+    expected = StepDerivative(outside, x / 255, outside.states(x / 255)[0]).matrix()
+    expected[:, :4] /= 255
+    torch.testing.assert_close(ours, expected, **CLOSE)
+
+
 def test_refusals() -> None:
     network = NETWORKS["graph"]
     x, states = randn(1, 1, 4, 4), random_states(network)

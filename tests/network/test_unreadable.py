@@ -317,6 +317,14 @@ def test_what_is_done_in_place_beside_the_forward_is_found(
         )
 
 
+def test_what_is_done_in_place_to_a_buffer_with_the_input_is_found() -> None:
+    def forward(m: Part, x: Tensor) -> Tensor:
+        m.norm.running_mean.relu_().add_(x.sum()).mul_(2)
+        return m.layer(x)
+
+    assert "it works in place on what comes from the input" in message(Net(forward))
+
+
 def test_what_is_done_in_place_to_other_things_is_read() -> None:
     def forward(m: Part, x: Tensor) -> Tensor:
         m.norm.running_mean.add_(x.sum())

@@ -32,6 +32,8 @@ _TABLES: dict[str, dict[Any, tuple[str, Callable[..., Any]]]] = {
     "call_function": {**FUNCTIONS, **ARITHMETIC_FUNCTIONS},
     "call_method": {**METHODS, **ARITHMETIC_METHODS},
 }
+# what gives a new tensor, no view, where the output does not need it, as in an unused head
+_NEW = ("Linear", "Conv", "BatchNorm", "linear", "conv", "batch_norm")
 _SHAPE_METHODS = ("size", "dim", "ndimension", "numel", "nelement")
 _SHAPE_ATTRIBUTES = ("shape", "ndim", "dtype", "device")
 
@@ -105,23 +107,36 @@ class Follower:
         return list({id(parameter): parameter for parameter in found}.values())
 
     def _refuse_unused_in_place(self, graph: Graph, needed: set[Node]) -> None:
-        """Refuse ``F.relu_(x)`` whose result is not used: in the graph it is no step."""
+        """Refuse ``F.relu_(x)`` whose result is not used, where x is: it would be no step."""
         computed: set[Node] = set()
         for node in graph.nodes:
             if node.op == "placeholder" or computed.intersection(node.all_input_nodes):
                 computed.add(node)
-            if node not in needed and computed.intersection(self._changed(node)):
+            changed = computed.intersection(self._changed(node))
+            if node not in needed and not all(self._is_own(n, needed) for n in changed):
                 raise unreadable(
                     *self._label(node),
                     "it works in place on what comes from the input, and its result is not used",
                     "assign its result (x = F.relu(x))",
                 )
 
+    def _is_own(self, node: Node, needed: set[Node]) -> bool:
+        """Whether a value is surely no part of one that the output depends on, nor a view of it."""
+        if node in needed or node.op in ("placeholder", "get_attr"):
+            return False
+        changed = [other for other in self._changed(node) if isinstance(other, Node)]
+        if changed:
+            return all(self._is_own(other, needed) for other in changed)
+        return self._label(node).kind.startswith(_NEW)
+
     def _note_in_place(self, node: Node) -> None:
-        """Give those that take later what was changed in place its new value."""
+        """Give those that take later what was changed in place, by any name, its new value."""
         for changed in self._changed(node):
-            if isinstance(changed, Node) and isinstance(self._values[changed], Branch):
-                self._values[changed] = self._values[node]
+            old = self._values[changed] if isinstance(changed, Node) else None
+            if isinstance(old, Branch):
+                # nn.Identity() and its kin give the same tensor, here the same branch
+                names = [other for other, value in self._values.items() if value is old]
+                self._values |= dict.fromkeys(names, self._values[node])
 
     def _changed(self, node: Node) -> list[Any]:
         """Return the arguments that a call changes in place."""
@@ -155,20 +170,24 @@ class Follower:
             raise self._label(node).refuse(str(error)) from error
 
     def _value(self, node: Node) -> Any:
-        """Return what a node gives: a branch, a live tensor, or a plain value such as a size."""
+        """Return what a node gives: a branch, a live value, or a plain one such as a size."""
         if node.op == "get_attr":
             path = str(node.target)
             return Live(lambda: self._attribute(path), path)
         inputs = [self._values[other] for other in node.all_input_nodes]
         if any(isinstance(value, Branch) for value in inputs):
             return self._branch(node)
-        if node.op == "call_module" or any(isinstance(value, Live) for value in inputs):
-            names = [value.name for value in inputs if isinstance(value, Live)]
-            name = names[0] if names else str(node.target).replace("parametrizations.", "")
-            live = Live(lambda: self._compute(node), name)
-            value = live.read()
-            return live if isinstance(value, Tensor) else value
-        return self._compute(node)
+        computed = node.op == "call_module" or any(isinstance(value, Live) for value in inputs)
+        if not computed or _is_shape(node):
+            return self._compute(node)
+        names = [value.name for value in inputs if isinstance(value, Live)]
+        name = names[0] if names else str(node.target).replace("parametrizations.", "")
+        live = Live(lambda: self._compute(node), name)
+        if not _has_tensor(live.read()):
+            raise self._label(node).refuse(
+                "it takes a number out of a weight or buffer, which would not follow the training"
+            )
+        return live
 
     def _attribute(self, path: str) -> Any:
         return operator.attrgetter(path)(self._root)
@@ -196,8 +215,10 @@ class Follower:
         """Return what is computed from the input: a size, or a branch behind more steps."""
         if _is_shape(node):
             return self._compute(node)
-        operations, taken = self._read(node, self._label(node))
-        branch = taken[0]
+        label = self._label(node)
+        operations, taken = self._read(node, label)
+        # another one where torch makes a copy, which what is done in place does not change
+        branch = taken[0]._replace() if label.kind in (*ARITHMETIC, "clone") else taken[0]
         for operation in operations:
             y = operation(*(other.value for other in taken))
             self._steps.append(Step(operation, y.shape[1:], tuple(other.step for other in taken)))
@@ -261,6 +282,13 @@ def _is_shape(node: Node) -> bool:
     if node.op == "call_method":
         return node.target in _SHAPE_METHODS
     return node.target is getattr and node.args[1] in _SHAPE_ATTRIBUTES
+
+
+def _has_tensor(value: Any) -> bool:
+    """Whether a value is a tensor, or has one in its tuples and lists, as those of `chunk`."""
+    if isinstance(value, tuple | list):
+        return any(map(_has_tensor, value))
+    return isinstance(value, Tensor)
 
 
 def _branches(arguments: Any, values: dict[Node, Any]) -> tuple[Branch, ...]:

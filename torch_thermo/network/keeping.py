@@ -1,18 +1,19 @@
-"""Attributes and buffers that are put back."""
+"""Attributes, buffers and random states that are put back."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from operator import is_
 from types import ModuleType
 from typing import Any
 from weakref import ProxyTypes
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-__all__ = ["attributes_kept"]
+__all__ = ["attributes_kept", "random_states_kept"]
 
 _NOT_OWNED = (*ProxyTypes, ModuleType)
 """Objects that a model only refers to: a trainer, a Python module."""
@@ -76,3 +77,11 @@ def _refill(container: Any, contents: list[Any]) -> None:
         container.update(contents)
     else:
         container.extend(contents)
+
+
+@contextmanager
+def random_states_kept(tensors: Iterable[Tensor]) -> Iterator[None]:
+    """Put the states of torch's generators back: the CPU's, and those of the tensors' devices."""
+    devices = {tensor.device for tensor in tensors}
+    with torch.random.fork_rng([d for d in devices if d.type == "cuda"]):
+        yield

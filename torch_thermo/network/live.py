@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -26,9 +27,12 @@ class Label(NamedTuple):
 
 
 class Live(NamedTuple):
-    """A tensor of the model that does not depend on the input; `read` gives its present value."""
+    """A tensor of the model that does not depend on the input; `read` gives its present value.
 
-    read: Source
+    Or tensors in a tuple or list, as `torch.chunk` gives them.
+    """
+
+    read: Callable[[], Any]
     name: str = ""
 
 
@@ -43,20 +47,22 @@ def source(label: Label, what: str, value: Any) -> Source | None:
     """Return how a weight is read; None for none.
 
     Raises:
-        UnreadableNetworkError: the weight is computed from the input.
+        UnreadableNetworkError: the weight is computed from the input, or no tensor.
     """
     if value is None:
         return None
-    if not isinstance(value, Live):
+    if isinstance(value, Live):
+        return value.read
+    if isinstance(value, Tensor):
         raise label.refuse(f"its {what} is computed from the input")
-    return value.read
+    raise label.refuse(f"its {what} is a {type(value).__name__}, not a tensor of the model")
 
 
 def needed(label: Label, what: str, value: Any) -> Source:
     """Return how a weight is read that must be there.
 
     Raises:
-        UnreadableNetworkError: there is none, or it is computed from the input.
+        UnreadableNetworkError: there is none, or see `source`.
     """
     found = source(label, what, value)
     if found is None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import operator
+from collections.abc import Callable, Iterable, Sequence
+from typing import SupportsIndex
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 
 from torch_thermo.network.activations import ACTIVATIONS
 from torch_thermo.network.joins import Sum
+from torch_thermo.network.keeping import random_states_kept
 from torch_thermo.network.live import Label, Operations
 from torch_thermo.network.modules import MODULES, module_class
 from torch_thermo.network.operations import Dense, Elementwise, Operation, Source
@@ -18,7 +21,7 @@ from torch_thermo.network.stages import Stage, composed
 __all__ = ["Indices", "matrix_stages"]
 
 Indices = int | slice | Sequence[int] | Tensor
-"""Neurons: their numbers, a slice of all, or how many."""
+"""Neurons: their numbers, also as a numpy array, a slice of all, or how many."""
 
 
 def matrix_stages(
@@ -67,6 +70,10 @@ def _check_weights(w: Tensor, b: Tensor) -> None:
             raise ValueError(f"{name} must be floating-point numbers, got {tensor.dtype}")
     if w.dim() != 2 or w.shape[0] != w.shape[1]:
         raise ValueError(f"w must be a square matrix (N, N), got {tuple(w.shape)}")
+    if len(w) < 2:
+        raise ValueError(
+            f"w must be of at least 2 neurons, an input and an output, got {tuple(w.shape)}"
+        )
     if b.shape != w.shape[:1]:
         raise ValueError(f"b must be of shape ({len(w)},), as w has rows, got {tuple(b.shape)}")
     for name, tensor in (("w", w), ("b", b)):
@@ -85,21 +92,40 @@ def _numbers(name: str, indices: Indices, count: int, first: bool) -> list[int]:
         indices = indices.tolist()
     if isinstance(indices, bool):
         raise ValueError(f"{name} must be neurons' numbers or how many, got {indices}")
-    if isinstance(indices, int):
-        if not 1 <= indices < count:
+    how_many = _whole(indices)
+    if how_many is not None:
+        if not 1 <= how_many < count:
             raise ValueError(
                 f"{name} must be from 1 to {count - 1} of {count} neurons, got {indices}"
             )
-        return list(range(indices) if first else range(count - indices, count))
-    numbers = list(range(count)[indices]) if isinstance(indices, slice) else list(indices)
-    for number in numbers:
-        if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < count:
-            raise ValueError(f"{name} must be whole numbers from 0 to {count - 1}, got {number!r}")
+        return list(range(how_many) if first else range(count - how_many, count))
+    if isinstance(indices, slice):
+        indices = range(count)[indices]
+    if not isinstance(indices, Iterable):
+        kind = type(indices).__name__
+        raise TypeError(f"{name} must be neurons' numbers, a slice or how many, got {kind}")
+    numbers = []
+    for given in indices:
+        number = _whole(given)
+        if number is None or not 0 <= number < count:
+            raise ValueError(f"{name} must be whole numbers from 0 to {count - 1}, got {given!r}")
+        numbers.append(number)
     if not numbers:
         raise ValueError(f"{name} must be at least 1 neuron, got none")
     if len(set(numbers)) < len(numbers):
         raise ValueError(f"{name} must be different neurons, got {numbers}")
     return numbers
+
+
+def _whole(number: object) -> int | None:
+    """Return a whole number of Python's, numpy's or torch's; None for anything else."""
+    # numpy's truth values were whole numbers once
+    if type(number).__name__ in ("bool", "bool_") or not isinstance(number, SupportsIndex):
+        return None
+    try:
+        return operator.index(number)
+    except TypeError:
+        return None
 
 
 def _levels(
@@ -179,10 +205,13 @@ def _elementwise(activation: Callable[[Tensor], Tensor], like: Tensor) -> Operat
     """
     if not callable(activation):
         raise TypeError(f"activation must be callable, got {type(activation).__name__}")
+    if isinstance(activation, type):
+        kind = activation.__name__
+        raise TypeError(f"activation must be no class: give {kind}(), an object")
     name = getattr(activation, "__name__", type(activation).__name__)
     x = 2 * torch.randn(4, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     x = x.to(like.device, like.dtype)
-    with torch.no_grad():
+    with torch.no_grad(), random_states_kept([like]):
         try:
             operations = _read(Label("activation", name), activation, x)
             given = x.clone()
@@ -216,7 +245,8 @@ def _read(label: Label, activation: Callable[[Tensor], Tensor], x: Tensor) -> Op
         kind = module_class(activation)
         if kind in MODULES:
             operations = MODULES[kind][0](label, activation, x)
-            if not all(isinstance(operation, Elementwise) for operation in operations):
+            bends = bool(operations) or kind is nn.Identity
+            if not bends or not all(isinstance(o, Elementwise) for o in operations):
                 raise ValueError(f"{kind.__name__} is no activation")
             return operations
     for known in ACTIVATIONS:

@@ -23,8 +23,8 @@ class Network:
 
     ``x_l = f_l(W_l x_{l-1} + b_l)``, the feed-forward state of V. Vanchurin, *Towards a theory of
     machine learning* (sec. 2): neurons are the input and the stages' outputs. Made by
-    `from_module`. The weights are the model's, read anew at each call: the network follows the
-    training. It computes in the dtype and on the device of its input.
+    `from_module` or `from_matrix`. The weights are the model's, read anew at each call: the network
+    follows the training. It computes in the dtype and on the device of its input.
 
     Args:
         stages: in order.
@@ -133,7 +133,8 @@ class Network:
         Raises:
             ValueError: w is not square or not finite, b does not fit, neurons that are not there,
                 twice there or input and output at once, or an activation that is not elementwise.
-            TypeError: w or b is no tensor, or the activation not callable.
+            TypeError: w or b is no tensor, the activation a class or not callable, or inputs or
+                outputs no numbers.
 
         Example:
             >>> w = torch.tensor([[0.0, 0.0, 0.0], [0.5, 0.0, 0.0], [1.0, 2.0, 0.0]])
@@ -149,7 +150,7 @@ class Network:
 
     @property
     def operations(self) -> tuple[Operation, ...]:
-        """All operations in order, stage by stage; a pool that several stages share in each."""
+        """All operations in order, stage by stage; what several stages share, in each of them."""
         return tuple(
             operation for stage in self.stages for operation in (*stage.linear, *stage.activation)
         )
@@ -220,9 +221,9 @@ class Network:
             pre-activation of the last stage.
 
         Raises:
-            ValueError: another number of residuals than of hidden stages.
+            ValueError: residuals of another number or shape.
         """
-        self._check_residuals(residuals)
+        self._check_residuals(inputs, residuals)
         if self.is_recurrent:
             return settled(self, inputs, residuals)
         hidden = len(self.stages) - 1
@@ -263,9 +264,9 @@ class Network:
 
         Raises:
             ValueError: damping, steps or tol out of range, inputs of another shape or of whole
-                numbers, or another number of residuals than of hidden stages.
+                numbers, or residuals of another number or shape.
         """
-        self._check_residuals(residuals)
+        self._check_residuals(inputs, residuals)
         return fixed_point(self, inputs, residuals, damping, steps, tol)
 
     def pre_activations(self, inputs: Tensor, states: Sequence[Tensor]) -> list[Tensor]:
@@ -274,7 +275,11 @@ class Network:
         Args:
             inputs: ``(B, *input_shape)``.
             states: of all stages, ``(B, *stage.shape)`` each; any, not only a forward pass's.
+
+        Raises:
+            ValueError: states of another number or shape.
         """
+        self._check("states", "stages", self.stages, inputs, states)
         return [stage.pre_activation(*_parents(stage, inputs, states)) for stage in self.stages]
 
     def one_step(self, inputs: Tensor, states: Sequence[Tensor]) -> list[Tensor]:
@@ -285,6 +290,9 @@ class Network:
         Args:
             inputs: ``(B, *input_shape)``.
             states: as `pre_activations`.
+
+        Raises:
+            ValueError: states of another number or shape.
         """
         pre_activations = self.pre_activations(inputs, states)
         return [s.state(y) for s, y in zip(self.stages, pre_activations, strict=True)]
@@ -293,13 +301,29 @@ class Network:
         """Return the outputs for pre-activations of the last stage."""
         return self.stages[-1].state(logits)
 
-    def _check_residuals(self, residuals: Sequence[Tensor] | None) -> None:
-        hidden = len(self.stages) - 1
-        if residuals is not None and len(residuals) != hidden:
+    def _check_residuals(self, inputs: Tensor, residuals: Sequence[Tensor] | None) -> None:
+        if residuals is not None:
+            self._check("residuals", "hidden stages", self.stages[:-1], inputs, residuals)
+
+    def _check(
+        self,
+        name: str,
+        which: str,
+        stages: Sequence[Stage],
+        inputs: Tensor,
+        tensors: Sequence[Tensor],
+    ) -> None:
+        if len(tensors) != len(stages):
             raise ValueError(
-                f"residuals must be one for each of the {hidden} hidden stages, "
-                f"got {len(residuals)}"
+                f"{name} must be one for each of the {len(stages)} {which}, got {len(tensors)}"
             )
+        for stage, tensor in zip(stages, tensors, strict=True):
+            expected = (len(inputs), *stage.shape)
+            if tensor.shape != expected:
+                raise ValueError(
+                    f"{name} of stage {stage.name!r} must be of shape {expected}, "
+                    f"got {tuple(tensor.shape)}"
+                )
 
     def _first_weight(self) -> Tensor:
         # a layer's, which need not be a parameter; a Scale's is computed in float64

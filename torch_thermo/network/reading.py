@@ -12,7 +12,7 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from torch_thermo.network.errors import UnreadableNetworkError, unreadable
 from torch_thermo.network.following import Follower, run
-from torch_thermo.network.keeping import attributes_kept
+from torch_thermo.network.keeping import attributes_kept, random_states_kept
 from torch_thermo.network.refusals import refusal
 from torch_thermo.network.tracing import Call, trace, unwrapped
 from torch_thermo.network.training import evaluating
@@ -35,7 +35,8 @@ def _read(model: nn.Module, example_input: Tensor) -> Follower:
     # another number of examples, so that a batch size in the code is not taken for a shape
     count = 2 if len(example_input) != 2 else 3
     places = torch.arange(count, device=example_input.device) % len(example_input)
-    with _random_states_kept(model), evaluating(model), torch.no_grad(), _uncompiled():
+    tensors = (*model.parameters(), *model.buffers())
+    with random_states_kept(tensors), evaluating(model), torch.no_grad(), _uncompiled():
         root = Call(model)
         examples = example_input[places]
         with attributes_kept(model):
@@ -125,11 +126,3 @@ def _check_modules(root: nn.Module) -> None:
                     f"its weight is rewritten at each forward pass ({type(hook).__name__})",
                     "read are torch.nn.utils.parametrizations; prune.remove makes pruning final",
                 )
-
-
-@contextmanager
-def _random_states_kept(model: nn.Module) -> Iterator[None]:
-    """Put the states of torch's generators back."""
-    devices = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
-    with torch.random.fork_rng([d for d in devices if d.type == "cuda"]):
-        yield

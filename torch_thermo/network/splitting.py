@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 
 from torch_thermo.network.following import Step
-from torch_thermo.network.joins import Concatenate
+from torch_thermo.network.joins import Concatenate, Sum
 from torch_thermo.network.operations import Convolution, Dense, Elementwise, Scale, Weighted
-from torch_thermo.network.stages import Stage
+from torch_thermo.network.stages import Stage, chained
 
 __all__ = ["split"]
 
 
 def split(steps: Sequence[Step]) -> tuple[Stage, ...]:
-    """Split steps into stages, so that each operation with weights belongs to one of them.
+    """Split steps into stages, so that each layer belongs to exactly one of them.
 
     A *layer* is a `Dense` or `Convolution`. A *row* are steps each of which alone takes what the
     one before gives, and nothing else. A stage ends, and the result there is a state,
@@ -23,16 +23,18 @@ def split(steps: Sequence[Step]) -> tuple[Stage, ...]:
       reshapes, a normalisation) goes to the stages that take it;
     - where a layer would follow a layer without an activation in between: behind the first of them,
       or behind the sum that lies between, with the normalisation directly there;
-    - where several steps take a result that has weights behind it since the states before: a
-      residual stream is a series of states whose activation is the identity.
+    - where several steps take a result that has a layer or a sum behind it since the states
+      before: a residual stream is a series of states whose activation is the identity.
 
     Where the last two rules would end it behind a concatenation, what is concatenated are states
     instead: no neuron is there twice.
 
-    What has no weights, such as a pool whose result several steps take, is a part of each stage
-    that needs it. Before the first layer nothing elementwise ends a stage or is an activation. The
-    last stage, the output, has all that follows; its activation is the row behind its layer, sum or
-    concatenation, from the first elementwise operation to the end.
+    What has no layer, such as a pool or a normalisation whose result several steps take, is a part
+    of each stage that needs it, its weights too: a multiple of a state is no neuron. Before the
+    first layer nothing ends a stage or is an activation: the input's numbers are given, however
+    they are scaled or bent there. The last stage, the output, has all that follows; its activation
+    is the row behind its layer, sum or concatenation, from the first elementwise operation to the
+    end.
 
     So the pre-activation is affine in the states that a stage takes, but for max-pools; and in a
     chain, where each step takes what the one before gives, each stage has one layer.
@@ -70,31 +72,32 @@ class _Graph:
         output = len(self.steps) - 1
         tail = self._row_to(output, ())
         found: set[int] = set()
-        # of each: whether weights, and whether layers, lie between the states and its result
-        weighted: set[int] = set()
+        # of each: whether layers or sums, and whether layers, lie between the states and its result
+        summed: set[int] = set()
         layered: set[int] = set()
         # results that have neither states nor layers behind them
         raw = {-1}
         for number, step in enumerate(self.steps):
             since = set(step.takes) - found
-            if isinstance(step.operation, Weighted) or weighted & since:
-                weighted.add(number)
             if self.is_layer(number) or layered & since:
                 layered.add(number)
             elif raw.issuperset(step.takes):
                 raw.add(number)
+            sums = isinstance(step.operation, Sum) and number not in raw
+            if number in layered or sums or summed & since:
+                summed.add(number)
             row = self._row_from(number)
             bends = self._bends(row)
             if number in bends and number not in raw and number not in tail:
                 found.add(bends[-1])
             starts = number in layered and (self.is_layer(number) or len(step.takes) > 1)
             meets_layer = starts and not bends and self._before_layer(row[-1])
-            if meets_layer or (number in weighted and len(self._takers[number]) > 1):
+            if meets_layer or (number in summed and len(self._takers[number]) > 1):
                 states = {self._behind_scales(row) if meets_layer else number}
                 if isinstance(step.operation, Concatenate):
                     # not neurons twice: those it concatenates
-                    states = weighted & since
-                    weighted.discard(number)
+                    states = summed & since
+                    summed.discard(number)
                     layered.discard(number)
                     raw.discard(number)
                 found |= states
@@ -122,16 +125,13 @@ class _Graph:
         values = {t: parents.index(stage_of[t]) for t in taken}
         values |= {k: ~place for place, k in enumerate(linear)}
         wiring = tuple(tuple(values[t] for t in self.steps[k].takes) for k in linear)
-        in_a_row = wiring == tuple(
-            (~(place - 1),) if place else (0,) for place in range(len(linear))
-        )
         return Stage(
             name=self._name(linear or activation, stage_of),
             parents=parents,
             linear=tuple(self.steps[k].operation for k in linear),
             activation=tuple(self.steps[k].operation for k in activation),
             shape=self.steps[end].shape,
-            wiring=None if in_a_row and len(parents) == 1 else wiring,
+            wiring=None if wiring == chained(len(linear)) and len(parents) == 1 else wiring,
         )
 
     def _name(self, steps: Sequence[int], stage_of: Mapping[int, int]) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from torch_thermo.network.base import Operation
 
-__all__ = ["Stage", "composed", "flat"]
+__all__ = ["Stage", "chained", "composed", "flat"]
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,8 @@ class Stage:
 
     def pre_activation(self, *parents: Tensor) -> Tensor:
         """Return ``y = W x + b`` from the parents' states, in the order of `parents`."""
-        if self.wiring is None:
-            (x,) = parents
-            return composed(self.linear, x)
         values: list[Tensor] = []
-        for operation, taken in zip(self.linear, self.wiring, strict=True):
+        for operation, taken in zip(self.linear, self.takes, strict=True):
             values.append(operation(*(parents[k] if k >= 0 else values[~k] for k in taken)))
         return values[-1] if values else parents[0]
 
@@ -54,9 +51,19 @@ class Stage:
         return composed(self.activation, pre_activation)
 
     @property
+    def takes(self) -> tuple[tuple[int, ...], ...]:
+        """The `wiring`, that of a chain too."""
+        return chained(len(self.linear)) if self.wiring is None else self.wiring
+
+    @property
     def size(self) -> int:
         """The number of neurons: units of the state."""
         return self.shape.numel()
+
+
+def chained(count: int) -> tuple[tuple[int, ...], ...]:
+    """Return the wiring of operations each of which takes what the one before gives."""
+    return tuple((~(place - 1),) if place else (0,) for place in range(count))
 
 
 def composed(operations: Sequence[Operation], x: Tensor) -> Tensor:

@@ -44,6 +44,8 @@ Not read, whatever the modules are:
   that both come from the input, as in gates and attention;
 - a forward that depends on its input's values (`if x.sum() > 0`) or on the number of examples; on
   the shape of one example (`if x.dim() == 3`) it may depend, which is the network's from then on;
+- a number taken out of a weight or buffer (`self.scale.item()`): it would not follow the training;
+  the tensor itself is read (`x * self.scale`), and its parts (`self.weight.chunk(2)`);
 - several inputs, or an output that is not one tensor with the batch as first axis;
 - a model without a linear layer or convolution;
 - TorchScript; weights rewritten by hooks (`nn.utils.weight_norm`, `nn.utils.spectral_norm`,

@@ -63,7 +63,7 @@ class _Proxy(Proxy):
     """
 
     def __len__(self) -> int:
-        return len(self._tracer().examples)
+        return self._tracer().shape(self.node)[0]
 
     def dim(self) -> int:
         """Return the number of axes."""

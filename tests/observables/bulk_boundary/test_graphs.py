@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -109,29 +111,30 @@ def test_a_resnet_is_measured(method: str) -> None:
     assert found.bulk_mean < found.boundary_mean
 
 
-class Scaled(nn.Module):
-    """A block with a skip from the input, scaled within the network or before."""
+class Prepared(nn.Module):
+    """A block with a skip from the input, which is prepared within the network."""
 
-    def __init__(self, divisor: float) -> None:
+    def __init__(self, prepare: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self.a, self.b, self.head = nn.Linear(4, 3), nn.Linear(3, 4), nn.Linear(4, 2)
-        self.divisor = divisor
+        self.prepare = prepare
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x / self.divisor
+        x = self.prepare(x)
         y: Tensor = self.head(torch.tanh(x + self.b(torch.tanh(self.a(x)))))
         return y
 
 
+@pytest.mark.parametrize("prepare", [lambda x: x / 255, lambda x: (2 * x - 1).tanh()])
 @pytest.mark.parametrize("method", ["linear", "logit", "exact"])
-def test_a_scaled_input_is_not_bent(method: str) -> None:
-    inside, outside = (randomised(Scaled(divisor)) for divisor in (255.0, 1.0))
+def test_a_prepared_input_is_not_bent(method: str, prepare: Callable[[Tensor], Tensor]) -> None:
+    inside, outside = randomised(Prepared(prepare)), randomised(Prepared(lambda x: x))
     x, targets = 255 * randn(3, 4), randn(3, 2, seed=4)
     found, expected = (
         bulk_boundary_loss(
             Network.from_module(model, inputs), inputs, targets, F.mse_loss, method=method
         )
-        for model, inputs in ((inside, x), (outside, x / 255))
+        for model, inputs in ((inside, x), (outside, prepare(x)))
     )
     torch.testing.assert_close(found.bulk, expected.bulk, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(found.boundary, expected.boundary, rtol=1e-9, atol=1e-9)
