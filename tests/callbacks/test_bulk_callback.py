@@ -170,6 +170,18 @@ def test_examples_without_a_loss_are_left_out(tmp_path, ignored):
     assert len(callback.stored().arrays("bulk_boundary", 0)["bulk"]) == len(kept)
 
 
+def test_class_weights_that_a_mean_divides_out_are_told(tmp_path):
+    module, callback = Classifier(), BulkBoundaryLoss(lambda step, epoch: True, examples=20)
+    classes = module(blobs().tensors[0]).shape[1]
+    module.criterion = nn.CrossEntropyLoss(weight=torch.arange(1.0, 1.0 + classes))
+    with notices() as told:
+        make_trainer(tmp_path, callback).fit(module, loader())
+    assert len(callback.history["bulk_boundary"]) > 1
+    assert len(told) == 1, told
+    assert "class weights" in told[0]
+    assert "reduction='sum'" in told[0]
+
+
 def test_nothing_but_ignored_examples_is_told(tmp_path):
     x = blobs().tensors[0]
     callback = BulkBoundaryLoss(
@@ -209,5 +221,11 @@ def test_arguments_are_checked():
         BulkBoundaryLoss(method="x")
     with pytest.raises(ValueError, match="starts must be at least 1, got 0"):
         BulkBoundaryLoss(method="exact", starts=0)
+    with pytest.raises(TypeError, match=r"starts must be a whole number, got 2\.5"):
+        BulkBoundaryLoss(starts=2.5)
+    with pytest.raises(TypeError, match="starts must be a whole number, got True"):
+        BulkBoundaryLoss(starts=True)
+    with pytest.raises(ValueError, match="seed must be at least 0, got -1"):
+        BulkBoundaryLoss(seed=-1)
     with pytest.raises(ValueError, match="examples must be at least 1, got 0"):
         BulkBoundaryLoss(examples=0)

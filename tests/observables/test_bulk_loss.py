@@ -13,7 +13,7 @@ from torch import nn
 from torch_thermo import data
 from torch_thermo.network import Network
 from torch_thermo.observables import bulk_loss
-from torch_thermo.observables.bulk_boundary import bulk_boundary_loss
+from torch_thermo.observables.bulk_boundary import at_minimum, bulk_boundary_loss
 from torch_thermo.observables.bulk_loss import BulkLoss
 from torch_thermo.systems import TanhMLP
 
@@ -124,7 +124,7 @@ def test_the_gradient_is_the_derivative_of_the_minimum(case):
 def test_the_second_derivative_moves_the_minimum_along(case, factorised, monkeypatch):
     """Against central differences of the gradient; and it is symmetric."""
     if not factorised:
-        monkeypatch.setattr(bulk_loss, "_DENSE", 0)
+        monkeypatch.setattr(at_minimum, "_DENSE", 0)
     model, inputs, targets = case
 
     def gradient(model, **how):
@@ -426,11 +426,11 @@ def test_examples_that_do_not_converge_are_told_once(monkeypatch):
 def test_at_no_minimum_there_is_no_second_derivative(factorised, monkeypatch):
     """Where H_xx is 0 the motion of the minimum is not defined."""
     if not factorised:
-        monkeypatch.setattr(bulk_loss, "_DENSE", 0)
+        monkeypatch.setattr(at_minimum, "_DENSE", 0)
     x = torch.zeros(2, 3).double().requires_grad_()
     weight = torch.ones(3).double().requires_grad_()
     example = torch.tensor([1.0, 0.0]).double()
-    energy = bulk_loss._Energy(example * (weight * x.square()).sum(1), [x], [weight])
+    energy = at_minimum.Energy(example * (weight * x.square()).sum(1), [x], [weight])
     with pytest.raises(RuntimeError, match="1 of 2 examples"):
         energy.response([torch.ones(2, 3).double()])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import get_args
 
 import torch
@@ -12,12 +13,17 @@ from torch_thermo.callbacks.moment import Measurement, Moment
 from torch_thermo.callbacks.order_parameter import often
 from torch_thermo.callbacks.probe import EXAMPLES, Source
 from torch_thermo.callbacks.reading import Part
-from torch_thermo.callbacks.schedule import Schedule
+from torch_thermo.callbacks.schedule import Schedule, whole
 from torch_thermo.observables.bulk_boundary import (
     STARTS,
     BulkBoundary,
     Method,
     bulk_boundary_loss,
+)
+from torch_thermo.observables.bulk_boundary.example_loss import (
+    DIVIDED_OUT,
+    divides_weights,
+    ignored,
 )
 from torch_thermo.risk import Closure, LossFn
 
@@ -34,7 +40,9 @@ class BulkBoundaryLoss(ThermoCallback):
     and converged of each example as arrays. The loss
     is the one the model is trained with, of the form criterion(output, target); where it is not
     known in that form, the bulk loss is skipped with one notice. Examples without a loss (their
-    targets are the loss's ignore_index) are left out with a remark.
+    targets are the loss's ignore_index) are left out with a remark. Class weights of cross entropy
+    or NLL do not count where the loss is a mean, with a remark: a mean over one example divides
+    them out.
 
     Vanchurin, *Towards a theory of machine learning*, eqs. 2.11, 3.1, 3.2 and Figs. 2, 3.
 
@@ -70,14 +78,12 @@ class BulkBoundaryLoss(ThermoCallback):
         seed: int = 0,
         starts: int = STARTS,
     ) -> None:
-        if starts < 1:
-            raise ValueError(f"starts must be at least 1, got {starts}")
         if method not in get_args(Method):
             raise ValueError(f"method must be of {sorted(get_args(Method))}, got {method!r}")
         schedule = often() if schedule is None else schedule
         super().__init__(schedule, probe, examples, loss_fn, closure, seed, module)
         self.method: Method = method
-        self.starts = starts
+        self.starts = whole("starts", starts, 1)
 
     def measure(self, moment: Moment) -> Measurement:
         """Measure both losses of each example.
@@ -131,19 +137,16 @@ class BulkBoundaryLoss(ThermoCallback):
         loss_fn = moment.source.function(moment.model, "the bulk loss")
         if reading.targets is None:
             raise TypeError("the bulk loss needs a tensor of targets, one entry an example")
-        found = bulk_boundary_loss(
-            *(reading.network, reading.inputs, reading.targets, loss_fn, self.method),
-            *(self.starts, self.seed),
-        )
+        if not reading.targets.is_floating_point() and divides_weights(loss_fn):
+            moment.session.remark(f"bulk and boundary loss: {DIVIDED_OUT}", key="class weights")
+        with warnings.catch_warnings():
+            # told by the remark
+            warnings.filterwarnings("ignore", message=f".*{DIVIDED_OUT[:30]}")
+            found = bulk_boundary_loss(
+                *(reading.network, reading.inputs, reading.targets, loss_fn, self.method),
+                *(self.starts, self.seed),
+            )
         # a mean over no target is NaN
-        without = _ignored(loss_fn, reading.targets).cpu() & found.boundary.isnan()
+        without = ignored(loss_fn, reading.targets).cpu() & found.boundary.isnan()
         columns = [found.bulk, found.boundary, found.converged.double(), without.double()]
         return torch.stack([*columns, *([] if found.spread is None else [found.spread])], 1)
-
-
-def _ignored(loss_fn: LossFn, targets: Tensor) -> Tensor:
-    """Return (n,) whether all of an example's targets are what torch's losses ignore."""
-    if targets.is_floating_point():
-        return torch.zeros(len(targets), dtype=torch.bool)
-    ignored = targets == getattr(loss_fn, "ignore_index", -100)
-    return ignored.reshape(len(targets), -1).all(1)

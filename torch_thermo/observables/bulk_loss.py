@@ -8,23 +8,28 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from torch_thermo.network import Network
-from torch_thermo.observables.bulk_boundary.arguments import check, device_of, taken, taken_targets
+from torch_thermo.observables.bulk_boundary.arguments import (
+    check,
+    check_search,
+    device_of,
+    taken,
+    taken_targets,
+)
+from torch_thermo.observables.bulk_boundary.at_minimum import AtMinimum, Energy
 from torch_thermo.observables.bulk_boundary.exact import relax
-from torch_thermo.observables.bulk_boundary.example_loss import ExampleLoss, LossFn
+from torch_thermo.observables.bulk_boundary.example_loss import (
+    DIVIDED_OUT,
+    ExampleLoss,
+    LossFn,
+    divides_weights,
+    ignored,
+)
 from torch_thermo.observables.bulk_boundary.local_objective import Interaction, LocalObjective
 from torch_thermo.observables.bulk_boundary.relaxed import Relaxed
 
 Reduction = Literal["mean", "none"]
-
-# H_xx of so many free neurons is factorised: it takes as many products as one solve by iteration
-_DENSE = 128
-# of the right side, what an iterative solve may leave
-_SOLVED = 1e-10
-# steps of conjugate gradients for each unknown: rounding takes more than one
-_STEPS = 4
 
 
 class BulkLoss(nn.Module):
@@ -46,7 +51,11 @@ class BulkLoss(nn.Module):
 
     It calls the model's weights, not the model: BatchNorm and dropout act as in eval mode, and
     forward hooks don't run. Everything is computed in float64 on the model's device (on the CPU if
-    that has none) and returned in the model's dtype. Torch's generators don't move.
+    that has none) and returned in the model's dtype. Torch's generators don't move. Inputs of whole
+    numbers are taken as they are (an image of 0 ... 255 is not scaled).
+
+    Examples without a loss (a mean over targets that are all the loss's ignore_index) are left out
+    of the mean, and 0 without one, as of torch's criteria.
 
     The model is referred to, not registered: its parameters are listed once where model and loss
     are parts of one module, and `parameters()` of the loss has none of them. A deep copy or pickle
@@ -57,22 +66,27 @@ class BulkLoss(nn.Module):
             weights are then trained also by copies of this loss.
         loss_fn: ``loss_fn(output, target)`` -> mean or (B,) losses, called with each example as a
             batch of one; None: the paper's ``1/2 |t - o|^2``, the only one with m, an interaction,
-            or a recurrent network.
+            or a recurrent network. Of cross entropy and NLL with class weights give
+            reduction="sum" or "none": a mean divides them out of a batch of one.
         m: of the local objective.
         interaction: of the local objective, see `LocalObjective`.
         starts: of the search for each example's minimum, see `relax`: more find lower ones, in
             proportionally more time.
         seed: of the random ones among the starts.
         reduction: "mean" over the batch, or "none" for (B,) losses.
+        damping: of the iteration to a recurrent network's fixed point, from which the search
+            starts; at least 0, less than 1.
 
     Attributes:
         last: what the last call found (states, values, converged); None before. Examples whose
-            search did not converge count like all others, with one warning.
+            search did not converge count like all others, with one warning; so do those that are
+            not finite, and make the mean NaN.
 
     Raises:
-        ValueError: starts below 1, an unknown reduction; at a batch, shapes that don't match, no
-            targets where nothing else is to be learned, and what `relax` refuses.
-        TypeError: network is neither a module nor a `Network`.
+        ValueError: starts, seed, m or damping out of range, an unknown reduction, class weights
+            that a mean divides out; at a batch, shapes that don't match, no targets where nothing
+            else is to be learned, targets that are all ignored, and what `relax` refuses.
+        TypeError: network is neither a module nor a `Network`, or numbers of another kind.
         UnreadableNetworkError: at the first batch, a model that can't be read.
 
     Shape:
@@ -95,14 +109,16 @@ class BulkLoss(nn.Module):
         starts: int = 1,
         seed: int = 0,
         reduction: Reduction = "mean",
+        damping: float = 0.0,
     ) -> None:
         super().__init__()
         if not isinstance(network, nn.Module | Network):
             raise TypeError(
                 f"network must be a torch.nn.Module or a Network, got {type(network).__name__}"
             )
-        if starts < 1:
-            raise ValueError(f"starts must be at least 1, got {starts}")
+        check_search(starts, seed, m, damping)
+        if divides_weights(loss_fn):
+            raise ValueError(f"loss_fn is {type(loss_fn).__name__}, and {DIVIDED_OUT}")
         if reduction not in get_args(Reduction):
             raise ValueError(f'reduction must be "mean" or "none", got {reduction!r}')
         # in a tuple: an attribute would register its parameters a second time
@@ -113,9 +129,10 @@ class BulkLoss(nn.Module):
         self.interaction = interaction
         self.starts = starts
         self.seed = seed
+        self.damping = damping
         self.reduction: Reduction = reduction
         self.last: Relaxed | None = None
-        self._warned = False
+        self._told: set[str] = set()
 
     def forward(self, inputs: Tensor, targets: Tensor | None = None) -> Tensor:
         """Return the bulk loss of a batch, differentiable in the weights and in the inputs.
@@ -143,27 +160,40 @@ class BulkLoss(nn.Module):
             seed=self.seed,
             m=self.m,
             interaction=self.interaction,
+            damping=self.damping,
         )
-        self._note(found)
+        has_loss = torch.ones_like(found.converged)
+        if targets is not None:
+            # a mean over no target is NaN
+            has_loss = ~(ignored(self.loss_fn, targets) & found.values.isnan())
+        self._note(found, has_loss)
         wrt = [p for p in (*network.parameters(), inputs) if p.requires_grad]
         differentiable = bool(wrt) and torch.is_grad_enabled()
         with torch.autocast(device.type, enabled=False):
             x = inputs.to(device).double()
             states = [state.detach() for state in found.states]
+            if not bool(has_loss.all()):
+                # out of the graph: 0 times the slope of a NaN is NaN
+                assert targets is not None
+                x, targets = x[has_loss], targets[has_loss]
+                states = [state[has_loss] for state in states]
             free = states if targets is None else states[:-1]
             if differentiable:
                 for state in free:
                     state.requires_grad_()
             values = self._values(network, x, targets, states, loss)
             if differentiable:
-                energy = _Energy(values, free, wrt, walled=self._local)
-                values = _AtMinimum.apply(energy, *wrt)
+                energy = Energy(values, free, wrt, walled=self._local)
+                values = AtMinimum.apply(energy, *wrt)
         values = values.to(inputs.device, network.dtype)
-        return values.mean() if self.reduction == "mean" else values
+        if self.reduction == "mean":
+            return values.mean()
+        whole = values.new_zeros(len(inputs))
+        return whole.masked_scatter(has_loss.to(inputs.device), values)
 
     def extra_repr(self) -> str:
         """Return the settings."""
-        names = ("m", "starts", "seed", "reduction")
+        names = ("m", "starts", "seed", "reduction", "damping")
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -177,7 +207,12 @@ class BulkLoss(nn.Module):
         if self._network is None:
             (model,) = self._given
             assert isinstance(model, nn.Module)
-            self._network = Network.from_module(model, inputs.detach())
+            example = inputs.detach()
+            like = next((p for p in model.parameters() if p.is_floating_point()), None)
+            if like is not None and not example.is_complex():
+                # the model may not take what its `Network` does: whole numbers, another precision
+                example = example.to(like.dtype)
+            self._network = Network.from_module(model, example)
         return self._network
 
     @property
@@ -204,176 +239,30 @@ class BulkLoss(nn.Module):
             values = values + 0.5 * (x - f).square().flatten(1).sum(1)
         return values
 
-    def _note(self, found: Relaxed) -> None:
+    def _note(self, found: Relaxed, has_loss: Tensor) -> None:
         self.last = found
-        count = int((~found.converged).sum())
-        if count and not self._warned:
-            self._warned = True
-            warnings.warn(
-                f"the search for the minimum did not converge for {count} of "
-                f"{len(found.converged)} examples: their gradient is that of the lowest point "
-                "found (told once; .last.converged has all)",
-                stacklevel=3,
+        total, finite = len(has_loss), found.values.isfinite()
+        broken = int((has_loss & ~finite).sum())
+        if not bool(has_loss.any()):
+            raise ValueError(f"none of {total} examples has a loss: all targets are ignored")
+        if broken:
+            self._tell(
+                "finite",
+                f"the bulk loss of {broken} of {total} examples is not finite: an input, a target, "
+                "an output or the loss is not; nor are the mean and its gradient (told once; "
+                ".last.values has all)",
+            )
+        count = int((has_loss & finite & ~found.converged).sum())
+        if count:
+            self._tell(
+                "converged",
+                f"the search for the minimum did not converge for {count} of {total} examples: "
+                "their gradient is that of the lowest point found (told once; .last.converged has "
+                "all)",
             )
 
-
-class _Energy:
-    """H with its graph.
-
-    Args:
-        values: H, (B,).
-        states: x, of the free stages.
-        wrt: theta, in which it is differentiated.
-        walled: states may be held at the walls of a box.
-    """
-
-    def __init__(
-        self, values: Tensor, states: Sequence[Tensor], wrt: Sequence[Tensor], walled: bool = False
-    ) -> None:
-        self.values = values
-        self.states = tuple(states)
-        self.wrt = tuple(wrt)
-        self.walled = walled
-        self._force: tuple[Tensor, ...] | None = None
-        self._factors: tuple[Tensor, Tensor] | None = None
-
-    def slopes(self, weights: Tensor, create_graph: bool = False) -> tuple[Tensor, ...]:
-        """Return ``sum_n weights_n dH_n/dtheta``, the states fixed."""
-        return torch.autograd.grad(
-            self.values,
-            self.wrt,
-            weights,
-            retain_graph=True,
-            create_graph=create_graph,
-            materialize_grads=True,
-        )
-
-    @property
-    def force(self) -> tuple[Tensor, ...]:
-        """H_x, with its graph."""
-        if self._force is None:
-            with torch.enable_grad():
-                self._force = torch.autograd.grad(
-                    self.values.sum(), self.states, create_graph=True, materialize_grads=True
-                )
-        return self._force
-
-    def mixed(self, vectors: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Return ``H_tx u``."""
-        return _products(self.force, self.wrt, vectors)
-
-    def response(self, forces: Sequence[Tensor]) -> list[Tensor]:
-        """Return ``H_xx^-1 v`` of each example.
-
-        Raises:
-            NotImplementedError: states may be held at walls.
-            RuntimeError: H_xx is not positive definite there, which is no minimum.
-        """
-        if self.walled:
-            raise NotImplementedError(
-                "the bulk loss with m > 0 or an interaction has no second derivative where states "
-                "are held at the walls of [-1, 1]"
-            )
-        right = _flat(forces)
-        small = right.shape[1] <= _DENSE
-        found, solved = self._factorised(right) if small else self._iterated(right)
-        missed = int((~solved).sum())
-        if missed:
-            raise RuntimeError(
-                f"the bulk loss has no second derivative at the states found for {missed} of "
-                f"{len(solved)} examples, which are no minimum: give it more starts"
-            )
-        return self._parts(found)
-
-    def _factorised(self, right: Tensor) -> tuple[Tensor, Tensor]:
-        """Solve by Cholesky factors, made at the first call."""
-        if self._factors is None:
-            columns = []
-            for k in range(right.shape[1]):
-                unit = torch.zeros_like(right)
-                unit[:, k] = 1
-                columns.append(self._product(unit))
-            self._factors = torch.linalg.cholesky_ex(torch.stack(columns, 2))
-        factors, failed = self._factors
-        return torch.cholesky_solve(right[..., None], factors)[..., 0], failed == 0
-
-    def _iterated(self, right: Tensor) -> tuple[Tensor, Tensor]:
-        """Solve by conjugate gradients."""
-        found, rest, direction = torch.zeros_like(right), right, right
-        square = rest.square().sum(1)
-        goal = _SOLVED**2 * square
-        for _ in range(_STEPS * right.shape[1]):
-            going = square > goal
-            if not going.any():
-                break
-            product = self._product(direction)
-            bend = (direction * product).sum(1)
-            length = torch.where(going & (bend != 0), square / bend, 0.0)[:, None]
-            found, rest = found + length * direction, rest - length * product
-            before, square = square, rest.square().sum(1)
-            direction = rest + torch.where(going, square / before, 0.0)[:, None] * direction
-        return found, ~(square > goal)
-
-    def _product(self, flat: Tensor) -> Tensor:
-        return _flat(_products(self.force, self.states, self._parts(flat)))
-
-    def _parts(self, flat: Tensor) -> list[Tensor]:
-        sizes = [state[0].numel() for state in self.states]
-        split = zip(flat.split(sizes, 1), self.states, strict=True)
-        return [part.reshape(state.shape) for part, state in split]
-
-
-class _AtMinimum(torch.autograd.Function):
-    """H at its minima over the states, as a function of theta."""
-
-    @staticmethod
-    def forward(ctx: Any, energy: _Energy, *wrt: Tensor) -> Tensor:
-        ctx.energy = energy
-        return energy.values.detach()
-
-    @staticmethod
-    def backward(ctx: Any, *weights: Tensor) -> tuple[Tensor | None, ...]:
-        energy = ctx.energy
-        if torch.is_grad_enabled():
-            return None, *_Slopes.apply(energy, weights[0], *energy.wrt)
-        return None, *energy.slopes(weights[0])
-
-
-class _Slopes(torch.autograd.Function):
-    """Its derivative in theta; the derivative of that moves the states with theta."""
-
-    @staticmethod
-    def forward(ctx: Any, energy: _Energy, weights: Tensor, *wrt: Tensor) -> tuple[Tensor, ...]:
-        with torch.enable_grad():
-            ctx.weights = weights.detach().requires_grad_()
-            ctx.slopes = energy.slopes(ctx.weights, create_graph=True)
-        ctx.energy = energy
-        return tuple(slope.detach() for slope in ctx.slopes)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *directions: Tensor) -> tuple[Tensor | None, ...]:
-        energy: _Energy = ctx.energy
-        of = (ctx.weights, *energy.wrt, *energy.states)
-        weights, *rest = _products(ctx.slopes, of, directions)
-        count = len(energy.wrt)
-        direct, forces = rest[:count], rest[count:]
-        if forces:
-            moved = energy.mixed(energy.response(forces))
-            direct = [d - m for d, m in zip(direct, moved, strict=True)]
-        return None, weights, *direct
-
-
-def _products(
-    gradients: Sequence[Tensor], of: Sequence[Tensor], directions: Sequence[Tensor]
-) -> tuple[Tensor, ...]:
-    """Return the derivative of <gradients, directions>; those that are constant have no graph."""
-    pairs = [(g, d) for g, d in zip(gradients, directions, strict=True) if g.requires_grad]
-    if not pairs:
-        return tuple(torch.zeros_like(tensor) for tensor in of)
-    graded, vectors = zip(*pairs, strict=True)
-    return torch.autograd.grad(graded, of, vectors, retain_graph=True, materialize_grads=True)
-
-
-def _flat(parts: Sequence[Tensor]) -> Tensor:
-    return torch.cat([part.flatten(1) for part in parts], 1)
+    def _tell(self, key: str, text: str) -> None:
+        """Warn, once of each."""
+        if key not in self._told:
+            self._told.add(key)
+            warnings.warn(text, stacklevel=4)

@@ -1,5 +1,7 @@
 """Bulk and boundary loss: what is refused, and how it says so."""
 
+import warnings
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -145,3 +147,28 @@ def test_an_ignored_target_has_no_loss(method):
     kept = [0, 1, 3, 4, 5]
     rest = bulk_boundary_loss(network, inputs[kept], labels[kept], F.cross_entropy, method)
     assert torch.allclose(found.bulk[kept], rest.bulk, rtol=1e-12)
+
+
+@pytest.mark.parametrize("method", ["linear", "logit", "exact"])
+def test_class_weights_that_a_mean_divides_out_are_told(method):
+    """They are not in the losses; with reduction="sum" they are, and nothing is told."""
+    generator = torch.Generator().manual_seed(0)
+    inputs, labels = torch.randn(6, 5, generator=generator), torch.tensor([0, 1, 2, 2, 0, 1])
+    network = Network.from_module(nn.Linear(5, 3), inputs)
+    weight = torch.tensor([10.0, 1.0, 0.1])
+    with pytest.warns(UserWarning, match=r"class weights .* reduction='sum'"):
+        found = bulk_boundary_loss(
+            network, inputs, labels, nn.CrossEntropyLoss(weight=weight), method
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plain = bulk_boundary_loss(network, inputs, labels, nn.CrossEntropyLoss(), method)
+        summed = nn.CrossEntropyLoss(weight=weight, reduction="sum")
+        kept = bulk_boundary_loss(network, inputs, labels, summed, method)
+        # of probabilities a mean divides by the examples
+        probabilities = F.one_hot(labels, 3).double()
+        soft = nn.CrossEntropyLoss(weight=weight)
+        weighted = bulk_boundary_loss(network, inputs, probabilities, soft, method)
+    assert torch.allclose(found.bulk, plain.bulk)
+    assert torch.allclose(kept.boundary, plain.boundary * weight[labels])
+    assert torch.allclose(weighted.boundary, kept.boundary)

@@ -152,7 +152,7 @@ class TestRefusals:
     @pytest.mark.parametrize("bend", UNBOUNDED)
     def test_unbounded_hidden_units(self, bend):
         model = mlp(5, 6, 3, hidden=bend, last=nn.Tanh())
-        with pytest.raises(ValueError, match=r"kept in \[-1, 1\], and the activation of stage '0'"):
+        with pytest.raises(ValueError, match=r"kept in \[-1, 1\], and .*stage '0'"):
             exact(model, self.inputs, self.targets, m=0.1)
         assert exact(model, self.inputs, self.targets).bulk_mean > 0
 
@@ -164,7 +164,7 @@ class TestRefusals:
     def test_linear_outputs_are_bounded_where_they_are_clamped(self):
         model = mlp(5, 6, 3)
         assert exact(model, self.inputs, self.targets, m=0.1).converged_share == 1
-        with pytest.raises(ValueError, match=r"the activation of stage '2' goes to 1e\+06"):
+        with pytest.raises(ValueError, match="stage '2' has no activation that bounds it"):
             exact(model, self.inputs, None, m=0.1)
 
     @pytest.mark.parametrize("m", [-0.1, math.nan, math.inf])

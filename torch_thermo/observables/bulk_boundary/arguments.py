@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import operator
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from numbers import Real
 from typing import get_args
 
 import torch
@@ -13,6 +16,7 @@ from torch_thermo.network import Network
 from torch_thermo.observables.bulk_boundary.result import Method
 from torch_thermo.operators.memory import available_bytes, gib
 from torch_thermo.risk.contexts import cuda_devices
+from torch_thermo.spectra.arguments import require_whole
 
 # what the Jacobians of a chunk of examples may take
 _CHUNK_BYTES = 2**28
@@ -69,6 +73,36 @@ def check(network: object, inputs: object, targets: object, loss_fn: object, met
             f"targets must have the outputs' shape {wanted} for the squared error, got "
             f"{tuple(targets.shape)}: give one-hot or +-1 targets, or the loss_fn that takes these"
         )
+
+
+def check_search(starts: object, seed: object = 0, m: object = 0.0, damping: object = 0.0) -> None:
+    """Refuse numbers that are none, or out of range.
+
+    Args:
+        starts: whole, at least 1.
+        seed: whole, at least 0.
+        m: finite, at least 0.
+        damping: at least 0, less than 1.
+
+    Raises:
+        TypeError: no number, no whole number; a bool is neither.
+        ValueError: out of range.
+    """
+    require_whole("starts", starts)
+    if isinstance(seed, bool) or not hasattr(seed, "__index__"):
+        raise TypeError(f"seed must be a whole number, got {seed!r}")
+    if operator.index(seed) < 0:
+        raise ValueError(f"seed must be at least 0, got {seed}")
+    if not 0 <= _number("m", m) < math.inf:
+        raise ValueError(f"m must be finite and at least 0, got {m}")
+    if not 0 <= _number("damping", damping) < 1:
+        raise ValueError(f"damping must be at least 0 and less than 1, got {damping}")
+
+
+def _number(name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    return float(value)
 
 
 def check_linearised(network: Network, method: str, local: bool) -> None:

@@ -5,12 +5,17 @@ from __future__ import annotations
 from torch import Tensor
 
 from torch_thermo.network import Network
-from torch_thermo.observables.bulk_boundary.arguments import measuring, taken_targets
+from torch_thermo.observables.bulk_boundary.arguments import (
+    check_search,
+    measuring,
+    taken_targets,
+)
 from torch_thermo.observables.bulk_boundary.example_loss import ExampleLoss
 from torch_thermo.observables.bulk_boundary.local_objective import Interaction, check_objective
 from torch_thermo.observables.bulk_boundary.relaxed import Relaxed
 from torch_thermo.observables.bulk_boundary.residuals import relax_residuals
 from torch_thermo.observables.bulk_boundary.states import relax_states
+from torch_thermo.spectra.arguments import require_whole
 
 __all__ = ["ITERATIONS", "STARTS", "Relaxed", "relax"]
 
@@ -32,6 +37,7 @@ def relax(
     interaction: Interaction | None = None,
     iterations: int = ITERATIONS,
     tolerance: float = 1e-8,
+    damping: float = 0.0,
 ) -> Relaxed:
     r"""Minimise the bulk loss over the states of the hidden neurons (Vanchurin, eqs. 3.2, 3.4).
 
@@ -54,17 +60,18 @@ def relax(
             that did not converge; with a local objective twenty times as many of L-BFGS alone.
         tolerance: of the gradient over the residuals at a minimum, see `descend`; the value is good
             to its square.
+        damping: of the iteration to a recurrent network's fixed point, one of the starts and what
+            the boundary loss is measured at, see `Network.fixed_point`.
 
     Raises:
-        ValueError: starts or iterations below 1, a loss that autograd does not see the outputs in,
-            another loss than the squared error with a local objective or in a recurrent network,
-            and see `check_objective`.
-        TypeError: see `check_objective`.
+        ValueError: numbers out of range (see `check_search`), iterations below 1, a loss that
+            autograd does not see the outputs in, another loss than the squared error with a local
+            objective or in a recurrent network, and see `check_objective`.
+        TypeError: see `check_search` and `check_objective`.
         MemoryError: the Jacobian of one example would not fit.
     """
-    for name, number in (("starts", starts), ("iterations", iterations)):
-        if number < 1:
-            raise ValueError(f"{name} must be at least 1, got {number}")
+    check_search(starts, seed, m, damping)
+    require_whole("iterations", iterations)
     check_objective(network, targets, m, interaction)
     local = targets is None or m > 0 or interaction is not None
     if (local or network.is_recurrent) and not loss.squared_error:
@@ -82,4 +89,6 @@ def relax(
                 *(network, inputs, targets, loss, starts, seed, iterations, tolerance)
             )
         steps = _CHEAPER * iterations
-        return relax_states(network, inputs, targets, loss, starts, seed, m, interaction, steps)
+        return relax_states(
+            *(network, inputs, targets, loss, starts, seed, m, interaction, steps, damping)
+        )

@@ -11,6 +11,12 @@ from torch import Tensor, nn
 
 LossFn = Callable[[Tensor, Tensor], Tensor]
 
+DIVIDED_OUT = (
+    "its class weights do not count: a mean divides them out of the loss of one example; give "
+    "reduction='sum' or 'none', whose losses of single examples keep them"
+)
+"""What is told of a loss function that `divides_weights`."""
+
 # what the second derivatives of one batched backward may take
 _BATCH_BYTES = 2**25
 
@@ -82,6 +88,26 @@ class ExampleLoss:
                 f"got {what} for one example"
             )
         return loss.reshape(()).double()
+
+
+def ignored(loss_fn: LossFn | None, targets: Tensor) -> Tensor:
+    """Return (n,) whether all of an example's targets are what torch's losses ignore."""
+    if targets.is_floating_point():
+        return torch.zeros(len(targets), dtype=torch.bool, device=targets.device)
+    matches = targets == getattr(loss_fn, "ignore_index", -100)
+    return matches.reshape(len(targets), -1).all(1)
+
+
+def divides_weights(loss_fn: LossFn | None) -> bool:
+    """Return whether it is a loss of torch that divides by the class weights of the labels.
+
+    The means of the others that take weights divide by the number of examples.
+    """
+    return (
+        isinstance(loss_fn, nn.CrossEntropyLoss | nn.NLLLoss)
+        and loss_fn.weight is not None
+        and loss_fn.reduction == "mean"
+    )
 
 
 class Potential:

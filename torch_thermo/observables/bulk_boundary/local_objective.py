@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -45,8 +44,8 @@ class LocalObjective:
         size: D, the number of free neurons.
 
     Raises:
-        ValueError: m < 0 or not finite; a J that is not symmetric or of another size; in a box, an
-            activation that leaves it.
+        ValueError: a J that is not symmetric or of another size; in a box, an activation that
+            leaves it.
     """
 
     def __init__(
@@ -124,8 +123,6 @@ def check_objective(
         ValueError: see `LocalObjective`.
         TypeError: an interaction that is neither a tensor nor callable.
     """
-    if not (m >= 0 and math.isfinite(m)):
-        raise ValueError(f"m must be finite and at least 0, got {m}")
     if isinstance(interaction, Tensor):
         size = network.neurons - network.sizes[0]
         if interaction.shape != (size, size):
@@ -157,10 +154,15 @@ def _check_bounded(stage: Stage, network: Network) -> None:
         y = tried.reshape(-1, *(1 for _ in shape)).expand(-1, *shape)
         largest = max(float(stage.state(part).abs().max()) for part in y.split(64))
     if not largest <= 1 + _SLACK:
+        why = (
+            f"the activation of stage {stage.name!r} goes to {largest:.3g}: the neurons would be "
+            "held away from their own activation"
+            if stage.activation
+            else f"stage {stage.name!r} has no activation that bounds it"
+        )
         raise ValueError(
-            f"with m > 0 or an interaction the states are kept in [-1, 1], and the activation of "
-            f"stage {stage.name!r} goes to {largest:.3g}: the neurons would be held away from "
-            "their own activation; take a bounded one (tanh, sigmoid, softsign, hardtanh)"
+            f"with m > 0 or an interaction the states are kept in [-1, 1], and {why}; "
+            "take a bounded one (tanh, sigmoid, softsign, hardtanh)"
         )
 
 

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import warnings
+
 from torch import Tensor
 
 from torch_thermo.network import Network
 from torch_thermo.observables.bulk_boundary.arguments import (
     check,
     check_linearised,
+    check_search,
     device_of,
     measuring,
     taken,
     taken_targets,
 )
 from torch_thermo.observables.bulk_boundary.exact import STARTS, relax
-from torch_thermo.observables.bulk_boundary.example_loss import ExampleLoss, LossFn
+from torch_thermo.observables.bulk_boundary.example_loss import (
+    DIVIDED_OUT,
+    ExampleLoss,
+    LossFn,
+    divides_weights,
+)
 from torch_thermo.observables.bulk_boundary.linearised import linearised
 from torch_thermo.observables.bulk_boundary.local_objective import Interaction
 from torch_thermo.observables.bulk_boundary.result import BulkBoundary, Method
@@ -33,6 +41,7 @@ def bulk_boundary_loss(
     seed: int = 0,
     m: float = 0.0,
     interaction: Interaction | None = None,
+    damping: float = 0.0,
 ) -> BulkBoundary:
     r"""Measure the bulk and boundary loss of each example (Vanchurin, eqs. 3.1-3.4; Figs. 2, 3).
 
@@ -99,8 +108,8 @@ def bulk_boundary_loss(
 
     **Recurrent networks**: "exact" alone, over the states, squared error. Outputs are clamped to
     the targets also where hidden neurons read them, so that the bulk loss may exceed the boundary
-    loss, which is that of the fixed point (NaN for an example that `Network.fixed_point` does not
-    find one for).
+    loss, which is that of the fixed point: NaN for an example that `Network.fixed_point` does not
+    find one for, with `reason` saying for how many. `damping` is that of this iteration.
 
     One core takes for "exact" with 6 starts, 6,000 examples of a tanh net 784-40-20-10 and the
     squared error: 10 s before training, 4 s after. Deep ReLU nets take longer, for their kinks stop
@@ -125,27 +134,34 @@ def bulk_boundary_loss(
         targets: (B, *network.output_shape) for the squared error; with a `loss_fn` what it takes,
             one entry an example, such as class labels (B,). None: see above.
         loss_fn: `loss_fn(output, target)` -> mean or (B,) losses; called with each example as a
-            batch of one.
+            batch of one. Out of that a mean divides the class weights of cross entropy and NLL,
+            which do not count then, with a warning: give reduction="sum" or "none".
         method: "linear", "logit" or "exact".
         starts: of "exact", at least 1.
         seed: of its random starts, which are the same for all examples.
         m: of the local objective, at least 0.
         interaction: of the local objective: V, from the list of all stages' states to (B,), or a
             symmetric matrix J (n, n) over the n hidden and output neurons, `V = -1/2 x^T J x`.
+        damping: of the iteration to a recurrent network's fixed point, at least 0, less than 1.
 
     Raises:
         ValueError: shapes that don't match, an unknown method, a `loss_fn` that fails or returns
             neither a mean nor one loss per example, or does not depend on the outputs
-            through autograd; with "linear", outputs that leave its domain. Fewer than 1 start. No
-            targets, m > 0, an interaction or a recurrent network with another method than "exact"
-            or another loss than the squared error; m < 0; a matrix that is not symmetric or of
-            another size; with a local objective, an activation that leaves [-1, 1].
+            through autograd; with "linear", outputs that leave its domain. Starts, seed, m or
+            damping out of range. No targets, m > 0, an interaction or a recurrent network with
+            another method than "exact" or another loss than the squared error; a matrix that is
+            not symmetric or of another size; with a local objective, an activation that leaves
+            [-1, 1].
         TypeError: `network` is not a Network, inputs or targets are no tensors, `loss_fn` can't be
-            called, `interaction` is neither a tensor nor callable.
+            called, `interaction` is neither a tensor nor callable; numbers of another kind.
         MemoryError: more than 4096 outputs, Jacobians of one example that would not fit, or outputs
             that would take minutes (above).
     """
     check(network, inputs, targets, loss_fn, method)
+    check_search(starts, seed, m, damping)
+    labelled = targets is not None and not targets.is_floating_point()
+    if labelled and divides_weights(loss_fn):
+        warnings.warn(f"{type(loss_fn).__name__}: {DIVIDED_OUT}", stacklevel=2)
     if method != "exact":
         local = targets is None or m != 0 or interaction is not None
         check_linearised(network, method, local)
@@ -156,14 +172,16 @@ def bulk_boundary_loss(
         if targets is not None:
             targets = taken_targets(targets, device, loss.squared_error)
         spread = None
-        if method == "exact" or targets is None:
+        if method == "exact":
             found = relax(
                 *(network, inputs, targets, loss, starts, seed, m, interaction),
                 tolerance=_TOLERANCE,
+                damping=damping,
             )
             boundary, bulk, converged = found.boundary, found.values, found.converged
             spread = found.spread.cpu()
         else:
+            assert targets is not None  # check_linearised
             outputs = method == "linear"
             boundary, bulk, converged = linearised(network, inputs, targets, loss, outputs)
     bulk, boundary = bulk.cpu(), boundary.cpu()
@@ -183,6 +201,6 @@ def _reason(bulk: Tensor, boundary: Tensor, has_targets: bool) -> str:
     if has_targets and unfed:
         said.append(
             f"{len(unfed)} of {len(bulk)} examples have no fixed point that was found, and no "
-            f"boundary loss, the first is example {unfed[0]}"
+            f"boundary loss, the first is example {unfed[0]}: a larger damping may find them"
         )
     return "; ".join(said)

@@ -27,13 +27,19 @@ def relax_states(
     m: float,
     interaction: Interaction | None,
     iterations: int,
+    damping: float,
 ) -> Relaxed:
     """Minimise `LocalObjective` over the states; arguments as those of `relax`."""
     size = max(1, _TOGETHER // (network.neurons * starts))
     return Relaxed.joined(
         [
             _chunk_relaxed(
-                LocalObjective(network, x, t, m, interaction), loss, starts, seed, iterations
+                LocalObjective(network, x, t, m, interaction),
+                loss,
+                starts,
+                seed,
+                iterations,
+                damping,
             )
             for x, t in zip(
                 inputs.split(size),
@@ -45,13 +51,18 @@ def relax_states(
 
 
 def _chunk_relaxed(
-    objective: LocalObjective, loss: ExampleLoss, starts: int, seed: int, iterations: int
+    objective: LocalObjective,
+    loss: ExampleLoss,
+    starts: int,
+    seed: int,
+    iterations: int,
+    damping: float,
 ) -> Relaxed:
     network, inputs, targets = objective.network, objective.inputs, objective.targets
     count = len(inputs)
     rows = torch.arange(count, device=inputs.device)
     with torch.no_grad():
-        passed = network.fixed_point(inputs)
+        passed = network.fixed_point(inputs, damping=damping)
     boundary = inputs.new_full((count,), torch.nan)
     finite = inputs.reshape(count, -1).isfinite().all(1) & ~passed.diverged
     if targets is not None:
