@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
 from tests.network.support import randn
 from tests.observables.propagators import Convolutional, Residual, chain, images, logs, mean_step
@@ -95,6 +96,64 @@ def test_too_few_steps_are_stated():
         assert errors[0] > 5 * better.mu(n).stderr
         assert errors[0] < 2 * found.mu(n).stderr
         assert errors[1] < 3 * better.mu(n).stderr
+
+
+def wide(gain):
+    """A net of 426 neurons with all parameters times gain."""
+    layers = (nn.ReLU(), nn.MaxPool2d(2))
+    model = nn.Sequential(
+        *(nn.Conv2d(1, 4, 3, padding=1), *layers, nn.Conv2d(4, 6, 3, padding=1), *layers),
+        *(nn.Flatten(), nn.Linear(24, 10)),
+    )
+    for i, parameter in enumerate(model.parameters()):
+        scale = gain / (3 * parameter[0].numel()) ** 0.5
+        parameter.data = scale * randn(*parameter.shape, seed=i).clamp(-2, 2)
+    x = randn(6, 1, 8, 8, seed=9).abs()
+    return Network.from_module(model, x), x
+
+
+@pytest.mark.parametrize(("probes", "steps"), [(2, 16), (8, 24)])
+@pytest.mark.parametrize("gain", [12.0, 25.0, 50.0])
+def test_wide_eigenvalues_are_stated(gain, probes, steps):
+    # the quadratures' own error is 5 times what two steps change, and of one sign
+    network, x = wide(gain)
+    truth = propagator_spectrum(network, x)
+    assert truth.extremes.min.value < -10
+    found = [free(network, x, probes=probes, steps=steps, seed=s) for s in range(8)]
+    for n in (1, 2, 3):
+        z = [(f.mu(n).value - truth.mu(n).value) / f.mu(n).stderr for f in found]
+        assert math.sqrt(sum(v * v for v in z) / len(z)) < 1.6
+
+
+def test_wide_eigenvalues_are_stated_of_recurrent_networks():
+    # two stages that amplify, with a weak way back: det G is not 1
+    w = torch.zeros(100, 100, dtype=torch.float64)
+    w[20:60, :20], w[60:, 20:60] = randn(40, 20), randn(40, 40, seed=1)
+    w[20:60, 60:] = 0.01 * randn(40, 40, seed=2)
+    network = Network.from_matrix(w, torch.zeros(100, dtype=w.dtype), nn.Identity(), 20, 10)
+    x = 1e-3 * randn(4, 20)
+    truth = propagator_spectrum(network, x, damping=0.5)
+    found = [free(network, x, probes=4, steps=12, seed=s, damping=0.5) for s in range(8)]
+    for n in (1, 2, 3):
+        z = [(f.mu(n).value - truth.mu(n).value) / f.mu(n).stderr for f in found]
+        assert math.sqrt(sum(v * v for v in z) / len(z)) < 1.6
+
+
+def test_tiny_weights_are_stated():
+    network, x = chain(30, 40, 20, 10, gain=1e-11), randn(4, 30)
+    for n in (1, 2, 3):
+        true = propagator_spectrum(network, x).mu(n).value
+        estimate = free(network, x, probes=2, steps=16).mu(n)
+        assert abs(estimate.value - true) < 3 * estimate.stderr
+
+
+def test_vague_counts_are_not_stored(net):
+    network, x, _ = net
+    found = free(network, x, probes=2, steps=4)
+    number, stored = found.count(0.1), found.summary()["count_above_0.1"]
+    assert number.stderr > number.value / 2
+    assert math.isnan(stored)
+    assert free(network, x, probes=2, steps=16).summary()["count_above_0.1"] > 500
 
 
 class TestControlVariates:

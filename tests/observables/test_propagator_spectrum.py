@@ -126,6 +126,60 @@ class TestIdentities:
         assert math.isnan(found.mean(2, 0.03).value)
 
 
+class TestWideSpectra:
+    """Weights from 1e2 to 1e30 times those of `torch.nn.Linear`: three linear layers."""
+
+    @staticmethod
+    def net(scale):
+        network, x = chain(30, 40, 20, 10, act=nn.Identity), randn(20, 30)
+        for parameter in network.parameters():
+            parameter.data *= scale if parameter.dim() > 1 else 0.0
+        return network, x
+
+    @pytest.mark.parametrize("scale", [1e2, 1e5, 1e6])
+    def test_right_as_far_as_float64_goes(self, scale):
+        network, x = self.net(scale)
+        for derivative in ("mean_state", "per_sample"):
+            found = propagator_spectrum(network, x[:2], derivative)
+            assert found.extremes.min.value < -20
+            assert abs(found.mu(1).value) < 1e-6 * float(found.nodes.abs().sum())
+        # the ten large ones are those of the product of all, lambda ~ |W_3 W_2 W_1|^2
+        product = network.parameters()[0].double()
+        for parameter in [p for p in network.parameters() if p.dim() > 1][1:]:
+            product = parameter.double() @ product
+        smallest = -2 * torch.linalg.svdvals(product).log().flip(0)
+        nodes = propagator_spectrum(network, x).nodes[0, :10]
+        torch.testing.assert_close(nodes, smallest.flip(0), rtol=1e-3, atol=0.0)
+
+    @pytest.mark.parametrize("scale", [1e9, 1e30, 1e120])
+    @pytest.mark.parametrize("derivative", ["mean_state", "averaged", "per_sample"])
+    def test_no_wrong_numbers_beyond(self, scale, derivative):
+        network, x = self.net(scale)
+        with pytest.raises(FloatingPointError, match=r"too far apart|too large|finite"):
+            propagator_spectrum(network, x[:2], derivative)
+
+    @staticmethod
+    def deep(depth, gain):
+        layers = [m for _ in range(depth) for m in (nn.Linear(20, 20), nn.ReLU())]
+        model = nn.Sequential(*layers, nn.Linear(20, 5))
+        for i, parameter in enumerate(model.parameters()):
+            scale = gain if parameter.dim() > 1 else 0.0
+            parameter.data = scale * randn(*parameter.shape, seed=i) / 20**0.5
+        x = randn(3, 20).abs()
+        return Network.from_module(model, x), x
+
+    @pytest.mark.parametrize(("depth", "gain"), [(20, 2.0), (30, 5.0)])
+    def test_deep(self, depth, gain):
+        found = propagator_spectrum(*self.deep(depth, gain))
+        assert found.extremes.min.value < -15
+        assert abs(found.mu(1).value) < 1e-9 * float(found.nodes.abs().sum())
+
+    def test_too_deep(self):
+        network, x = self.deep(60, 12.0)
+        with pytest.raises(FloatingPointError, match="sum of log lambda is 0"):
+            propagator_spectrum(network, x)
+
+
 class TestDerivatives:
     network = chain(9, 6, 4, 3, gain=1.5)
     x = 2 * randn(5, 9)
@@ -215,6 +269,35 @@ class TestAnyWeights:
         with pytest.raises(ValueError, match="singular"):
             propagator_spectrum(network, randn(3, 2))
 
+    @pytest.mark.parametrize("exact", [True, False])
+    @pytest.mark.parametrize("derivative", ["mean_state", "averaged", "per_sample"])
+    def test_singular_without_self_coupling(self, derivative, exact):
+        # x_2 = x_3, x_3 = x_2
+        w = torch.zeros(8, 8, dtype=torch.float64)
+        w[2, 3] = w[3, 2] = 1.0
+        w[7, 3] = 1.0
+        network = Network.from_matrix(w, torch.zeros(8, dtype=w.dtype), nn.Identity(), 2, 1)
+        with pytest.raises(ValueError, match="singular"):
+            propagator_spectrum(network, randn(3, 2), derivative, exact=exact)
+
+    @pytest.mark.parametrize("exact", [True, False])
+    @pytest.mark.parametrize("derivative", ["mean_state", "averaged", "per_sample"])
+    def test_fixed_points_by_damping(self, derivative, exact):
+        # x_2 <- -c tanh(x_2 + b u) oscillates
+        w = torch.zeros(5, 5, dtype=torch.float64)
+        w[2, 2], w[2, 0], w[3, 2], w[4, 3] = -1.5, 1.0, 1.0, 1.0
+        network = Network.from_matrix(w, torch.zeros(5, dtype=w.dtype), torch.tanh, 2, 1)
+        x = torch.tensor([[0.0, 1.0], [0.3, 1.0], [9.0, 1.0]], dtype=torch.float64)
+        assert network.fixed_point(x).converged.tolist() == [True, False, True]
+        with pytest.raises(FloatingPointError, match="1 of 3 examples have no fixed point"):
+            propagator_spectrum(network, x, derivative, exact=exact)
+        found = propagator_spectrum(network, x, derivative, exact=exact, damping=0.5)
+        states = network.fixed_point(x, damping=0.5).states
+        point = [s.mean(0, keepdim=True) for s in (x, *states)]
+        if derivative == "mean_state" and exact:
+            expected = logs(dense_step(network, point[0], point[1:]))
+            torch.testing.assert_close(found.nodes[0], expected, rtol=0, atol=1e-10)
+
 
 class TestNumbers:
     found = propagator_spectrum(chain(9, 6, 4, 3, gain=1.5), randn(5, 9))
@@ -294,6 +377,11 @@ class TestBadInput:
             ({"derivative": "mean"}, ValueError, "'mean'"),
             ({"steps": 0}, ValueError, "steps must be at least 1, got 0"),
             ({"probes": 1.5}, TypeError, "probes must be a whole number"),
+            ({"exact": "yes"}, TypeError, "exact must be True, False or None, got 'yes'"),
+            ({"exact": 1}, TypeError, "exact must be True, False or None, got 1"),
+            ({"seed": 1.5}, TypeError, "seed must be a whole number, got 1.5"),
+            ({"seed": True}, TypeError, "seed must be a whole number, got True"),
+            ({"damping": 1.0}, ValueError, "damping must be at least 0 and less than 1, got 1.0"),
             ({"inputs": torch.full((2, 4), math.nan)}, FloatingPointError, "NaN"),
         ],
     )
@@ -314,6 +402,40 @@ class TestBadInput:
     def test_order(self, n):
         with pytest.raises(ValueError, match="n must be at least 1"):
             propagator_spectrum(self.network, randn(2, 4)).mu(n)
+        with pytest.raises(ValueError, match="n must be at least 1"):
+            propagator_spectrum(self.network, randn(2, 4)).mean(n, 0.03)
+
+    @pytest.mark.parametrize("n", [2.0, True])
+    def test_order_that_is_no_whole_number(self, n):
+        with pytest.raises(TypeError, match="n must be a whole number"):
+            propagator_spectrum(self.network, randn(2, 4)).mean(n, 0.03)
+
+    @pytest.mark.parametrize("derivative", ["mean_state", "per_sample"])
+    def test_matrices_that_do_not_fit(self, derivative, monkeypatch):
+        from torch_thermo.observables.propagator import dense
+
+        monkeypatch.setattr(dense, "available_bytes", lambda device: 1000)
+        for network, x in ((self.network, randn(2, 4)), images(Convolutional(), count=2)):
+            with pytest.raises(MemoryError, match=r"needs .* GiB.*exact=False"):
+                propagator_spectrum(network, x, derivative, exact=True)
+
+    def test_large_matrices_are_not_formed(self, monkeypatch):
+        from torch_thermo.observables.propagator import dense
+
+        monkeypatch.setattr(dense, "layer_matrix", None)
+        found = propagator_spectrum(chain(3, 2100, 2), randn(2, 3), probes=1, steps=4)
+        assert not found.exact
+
+    def test_basis_that_does_not_fit(self, monkeypatch):
+        from torch_thermo.observables.propagator import matrix_free
+
+        network, x = images(Convolutional(), count=2)
+        room = 2 * 8 * network.neurons * 19
+        monkeypatch.setattr(matrix_free, "available_bytes", lambda device: room)
+        for derivative in ("mean_state", "per_sample"):
+            with pytest.raises(MemoryError, match=r"a probe of 24 steps.*use steps=10"):
+                propagator_spectrum(network, x, derivative, exact=False)
+        propagator_spectrum(network, x, exact=False, steps=10, probes=2)
 
     def test_threshold(self):
         with pytest.raises(ValueError, match="threshold must be at least 0, got -1"):

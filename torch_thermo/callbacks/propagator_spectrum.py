@@ -24,9 +24,10 @@ class PropagatorSpectrum(ThermoCallback):
     mu3_stderr; log_det, 0 but for rounding or the noise of the probes; skewness, min and max of log
     lambda; and for each threshold t of 1e-6, 0.03 and 0.1, of the eigenvalues with |log lambda| >
     t: count_above_t, and mu2_above_t and mu3_above_t, the means of their squares and cubes, which
-    is what the paper's mu2 and mu3 are (rough where the spectrum is a quadrature). The spectrum
-    itself as arrays nodes and weights, with its density as a picture: all eigenvalues of dense and
-    of small nets, exact, and a Lanczos quadrature of large ones. No loss is needed.
+    is what the paper's mu2 and mu3 are (rough where the spectrum is a quadrature, and NaN where
+    their error exceeds half of them). The spectrum itself as arrays nodes and weights, with its
+    density as a picture: all eigenvalues of dense and of small nets, exact, and a Lanczos
+    quadrature of large ones. No loss is needed.
 
     Vanchurin, *Towards a theory of machine learning*, eqs. 5.4, 5.6, 7.7 and Fig. 5.
 
@@ -82,6 +83,7 @@ class PropagatorSpectrum(ThermoCallback):
             UnreadableNetworkError: the part is no network that is read.
             FloatingPointError: its inputs, states or weights are not finite.
             ValueError: I - f'w is singular, as that of a recurrent net may be.
+            MemoryError: the vectors of a probe don't fit into half of the memory that is left.
         """
         rows = moment.table(lambda: self._rows(moment), self.examples)
         network = moment.reading(self.part, self.examples).network

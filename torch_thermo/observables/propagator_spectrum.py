@@ -75,7 +75,11 @@ class PropagatorSpectrum(SpectralMeasure):
 
         Matrix-free, the numerator is `mu` less what lies below the threshold, and the denominator
         is `count`, with the reservations made there.
+
+        Raises:
+            ValueError, TypeError: n is no whole number of at least 1, or a negative threshold.
         """
+        require_whole("n", n)
         number = self.count(threshold)
         if number.value == 0.0:
             return Estimate(math.nan, math.nan)
@@ -154,7 +158,8 @@ class PropagatorSpectrum(SpectralMeasure):
 
         `mu2`, `mu3` with `_stderr`, `skewness`, `log_det`, the smallest and largest log lambda
         `min` and `max`, and for t in "1e-6", "0.03", "0.1": `count_above_t`, `mu2_above_t` and
-        `mu3_above_t`, the means over the eigenvalues with |log lambda| > t.
+        `mu3_above_t`, the means over the eigenvalues with |log lambda| > t. Matrix-free, these are
+        NaN where their standard error exceeds half of them.
         """
         second, third, extremes = self.mu(2), self.mu(3), self.extremes
         numbers = {
@@ -168,10 +173,14 @@ class PropagatorSpectrum(SpectralMeasure):
             "max": extremes.max.value,
         }
         for name, threshold in THRESHOLDS.items():
-            numbers[f"count_above_{name}"] = self.count(threshold).value
-            numbers[f"mu2_above_{name}"] = self.mean(2, threshold).value
-            numbers[f"mu3_above_{name}"] = self.mean(3, threshold).value
+            numbers[f"count_above_{name}"] = self._if_known(self.count(threshold))
+            numbers[f"mu2_above_{name}"] = self._if_known(self.mean(2, threshold))
+            numbers[f"mu3_above_{name}"] = self._if_known(self.mean(3, threshold))
         return numbers
+
+    def _if_known(self, estimate: Estimate) -> float:
+        vague = self._quadratures is not None and estimate.stderr > abs(estimate.value) / 2
+        return math.nan if vague else estimate.value
 
     def _estimate(self, rows: Tensor) -> Estimate:
         mean = mean_estimate(rows)
@@ -190,6 +199,7 @@ def propagator_spectrum(
     probes: int = 8,
     exact: bool | None = None,
     seed: int = 0,
+    damping: float = 0.0,
 ) -> PropagatorSpectrum:
     r"""Measure the spectrum of log G, `G = (I - M)^T (I - M)`, M = f'(y) w.
 
@@ -204,7 +214,9 @@ def propagator_spectrum(
     quadrature a probe from products with G and G^-1, and control variates (see `Quadratures`).
 
     Everything is computed in float64, from pre-activations, on the network's device (on the CPU if
-    that has no float64); products are passes through the network.
+    that has no float64); products are passes through the network. A slope near 0 is autograd's: of
+    tanh it is 1 - tanh^2, to 1e-16, so that of a neuron saturated beyond |y| = 15 few digits are
+    left, and beyond 19 it is 0.
 
     Args:
         network: chain, graph or recurrent; of a recurrent one det G is not 1, and the states are
@@ -222,13 +234,20 @@ def propagator_spectrum(
         exact: None: where the neurons, but those with trivial eigenvalues, are at most 2,000 (500
             with "per_sample").
         seed: of the probes.
+        damping: of a recurrent network, in the iteration to its fixed points (see
+            `Network.fixed_point`). One example without a fixed point is an error, and not left out:
+            the mean would be one over fewer.
 
     Raises:
         ValueError: inputs of another shape or none, an unknown derivative, steps or probes below
-            1, an I - M that is singular (in a recurrent network).
-        TypeError: no network, no tensor, complex inputs, steps or probes no whole numbers.
-        FloatingPointError: NaN or infinity in inputs or weights, or a G that is singular to
-            rounding.
+            1, damping out of [0, 1), an I - M that is singular (in a recurrent network).
+        TypeError: no network, no tensor, complex inputs, steps, probes or seed no whole numbers, an
+            exact that is neither a bool nor None.
+        FloatingPointError: NaN or infinity in inputs or weights, an example without a fixed point,
+            a G that is singular to rounding, or eigenvalues so far apart (beyond about e^30 and
+            e^-90) that float64 does not hold them.
+        MemoryError: matrices, or the vectors of a probe, that do not fit into half of the memory
+            that is left.
 
     Example:
         >>> model = torch.nn.Sequential(torch.nn.Linear(6, 4), torch.nn.Tanh())
@@ -237,67 +256,99 @@ def propagator_spectrum(
         >>> spectrum.log_eigenvalues.shape, abs(spectrum.mu(3).value) < 1e-10
         (torch.Size([10]), True)
     """
-    _check(network, inputs, derivative, steps, probes)
+    _check(network, inputs, derivative, steps, probes, exact, seed, damping)
     device = network.device if network.device.type != "mps" else torch.device("cpu")
     with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
         x = inputs.detach().to(device, torch.float64)
         x = x.clone() if x.is_inference() else x
-        if derivative == "per_sample":
-            nodes, weights = _each_sample(network, x, steps, exact, seed)
+        weights = dense.layers(network)
+        limit = _EXACT_EACH if derivative == "per_sample" else _EXACT
+        if exact is None:
+            exact = dense.reduced_size(network, weights) <= limit
+        if exact:
+            dense.require_memory(network, weights)
+            nodes = _exact(network, weights, x, derivative, damping)
             return PropagatorSpectrum(
-                nodes, weights, False, network.neurons, derivative="per_sample"
+                *(nodes, torch.ones_like(nodes), derivative != "per_sample", network.neurons),
+                derivative=derivative,
             )
-        w = dense.layer_matrix(network)
-        point = points.mean_state(network, x)
-        if derivative == "averaged":
-            point = points.averaged(network, x, point)
-        size = network.neurons if w is None else dense.reduced_size(w)
-        if exact or (exact is None and size <= _EXACT):
-            nodes = _exact(network, w, point)
-            return PropagatorSpectrum(
-                nodes, torch.ones_like(nodes), True, network.neurons, derivative=derivative
-            )
-        found = quadratures(
-            point.derivative(network), steps, probes, seed, unimodular=not network.is_recurrent
+        try:
+            return _matrix_free(network, x, derivative, steps, probes, seed, damping)
+        except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+            raise ValueError(f"log G needs an I - M that is not singular: {error}") from error
+
+
+def _exact(
+    network: Network,
+    weights: list[Tensor] | None,
+    x: Tensor,
+    derivative: Derivative,
+    damping: float,
+) -> Tensor:
+    """Return log lambda, (1, N), or a row a sample."""
+    unimodular = not network.is_recurrent
+    each = derivative == "per_sample"
+    if weights is not None:
+        w = dense.layer_matrix(network, weights)
+        slopes = (
+            points.slopes_of_each(network, x, damping)
+            if each
+            else _point(network, x, derivative, damping).flat_slopes(network)
         )
-        return PropagatorSpectrum(
-            *(found.nodes, found.weights, False, network.neurons),
-            derivative=derivative,
-            _quadratures=found,
-        )
+        return dense.log_eigenvalues(w, slopes, unimodular)
+    found = (
+        points.each_sample(network, x, damping)
+        if each
+        else [_point(network, x, derivative, damping)]
+    )
+    rows = []
+    for point in found:
+        m = dense.formed(point.derivative(network))
+        rows.append(dense.log_eigenvalues(m, m.new_ones(1, len(m)), unimodular))
+    return torch.cat(rows)
 
 
-def _exact(network: Network, w: Tensor | None, point: points.Point) -> Tensor:
-    """Return log lambda, (1, N)."""
-    if w is not None:
-        return dense.log_eigenvalues(w, point.flat_slopes(network))
-    m = dense.formed(point.derivative(network))
-    return dense.log_eigenvalues(m, m.new_ones(1, len(m)))
+def _matrix_free(
+    network: Network,
+    x: Tensor,
+    derivative: Derivative,
+    steps: int,
+    probes: int,
+    seed: int,
+    damping: float,
+) -> PropagatorSpectrum:
+    if derivative == "per_sample":
+        runs = [
+            run
+            for i, point in enumerate(points.each_sample(network, x, damping))
+            for run in measured(point.derivative(network), steps, 1, seed + i)
+        ]
+        return PropagatorSpectrum(*joined(runs), False, network.neurons, derivative=derivative)
+    point = _point(network, x, derivative, damping)
+    found = quadratures(
+        point.derivative(network), steps, probes, seed, unimodular=not network.is_recurrent
+    )
+    return PropagatorSpectrum(
+        *(found.nodes, found.weights, False, network.neurons),
+        derivative=derivative,
+        _quadratures=found,
+    )
 
 
-def _each_sample(
-    network: Network, x: Tensor, steps: int, exact: bool | None, seed: int
-) -> tuple[Tensor, Tensor]:
-    """Return nodes and weights of each sample."""
-    w = dense.layer_matrix(network)
-    size = network.neurons if w is None else dense.reduced_size(w)
-    if exact or (exact is None and size <= _EXACT_EACH):
-        if w is not None:
-            nodes = dense.log_eigenvalues(w, points.slopes_of_each(network, x))
-        else:
-            each = points.each_sample(network, x)
-            nodes = torch.cat([_exact(network, None, point) for point in each])
-        return nodes, torch.ones_like(nodes)
-    runs = [
-        run
-        for i, point in enumerate(points.each_sample(network, x))
-        for run in measured(point.derivative(network), steps, 1, seed + i)
-    ]
-    return joined(runs)
+def _point(network: Network, x: Tensor, derivative: Derivative, damping: float) -> points.Point:
+    point = points.mean_state(network, x, damping)
+    return points.averaged(network, x, point, damping) if derivative == "averaged" else point
 
 
 def _check(
-    network: object, inputs: object, derivative: object, steps: object, probes: object
+    network: object,
+    inputs: object,
+    derivative: object,
+    steps: object,
+    probes: object,
+    exact: object,
+    seed: object,
+    damping: float,
 ) -> None:
     if not isinstance(network, Network):
         raise TypeError(
@@ -317,3 +368,9 @@ def _check(
         raise ValueError(f"derivative must be one of {get_args(Derivative)}, got {derivative!r}")
     require_whole("steps", steps)
     require_whole("probes", probes)
+    if exact is not None and not isinstance(exact, bool):
+        raise TypeError(f"exact must be True, False or None, got {exact!r}")
+    if isinstance(seed, bool) or not hasattr(seed, "__index__"):
+        raise TypeError(f"seed must be a whole number, got {seed!r}")
+    if not 0 <= damping < 1:
+        raise ValueError(f"damping must be at least 0 and less than 1, got {damping}")

@@ -17,11 +17,11 @@ from torch_thermo.spectra.lanczos import (
     operator_dimension,
 )
 
-__all__ = ["ExtendedRun", "extended_lanczos", "extended_memory"]
+__all__ = ["BREAKDOWN", "ExtendedRun", "extended_lanczos", "extended_memory"]
 
 # A coupling below this share of the product ends a probe: what lies behind it enters a quadrature
 # with the square.
-_BREAKDOWN = 1e-7
+BREAKDOWN = 1e-7
 # Rounding up to which the recursions are trusted for a projection, and for values at 1.
 _TRUSTED = 1e-9
 _TRUSTED_VALUES = 1e-3
@@ -188,7 +188,7 @@ def _next(
         coefficients[row] = before @ product[row]
         _orthogonalise(product[row], before)
     unit, coupling = _normalised(product)
-    coupling[coupling <= _BREAKDOWN * scale] = 0.0
+    coupling[coupling <= BREAKDOWN * scale] = 0.0
     if place < basis.shape[1]:
         basis[rows, place] = unit
     return coupling, scale, coefficients
