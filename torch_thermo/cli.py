@@ -122,7 +122,6 @@ def _reproduce_parser() -> ArgumentParser:
         metavar="NAME",
         nargs="*",
         type=str,
-        default=[],
         help="such as vanchurin/fig4; vanchurin/all for all of a paper",
     )
     reproduce.add_argument("--list", action="store_true", help="name all there is")
@@ -292,7 +291,7 @@ def _reproduce(arguments: Namespace, console: Console) -> None:
         console.print(reproduction.list_table())
         return
     try:
-        experiments = reproduction.chosen(arguments.names)
+        experiments = reproduction.chosen(arguments.names or [])
     except ValueError as error:
         raise ArgumentError(None, str(error)) from error
     console.width = max(console.width, reproduction.NARROWEST)
