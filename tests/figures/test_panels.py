@@ -123,6 +123,10 @@ def test_nothing_to_show_is_said(values):
 def test_labelled_ticks_of_a_signed_axis():
     positions = [value for value, _ in signed_ticks(-50.0, 2000.0, 1.0)]
     assert positions == [-10, 0, 10, 100, 1000]
+    # the shorter side has powers of ten like the longer, if only one
+    two_sided = signed_ticks(-4000.0, 7.0, 1.0)
+    assert [value for value, _ in two_sided] == [-1000, -100, -10, 0, 1]
+    assert two_sided[-1] == (1.0, "$10^{0}$")
     steps = signed_ticks(-0.25, 6000.0, 1.0)
     assert steps == [
         (0.0, "0"),

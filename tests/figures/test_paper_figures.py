@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from torch_thermo.figures import style
-from torch_thermo.figures.paper import Arrow, Level, Panel, Trace, paper_figure
+from torch_thermo.figures.paper import Arrow, Bracket, Level, Panel, Trace, paper_figure
 
 X = np.arange(1.0, 6.0)
 
@@ -36,6 +36,7 @@ def test_the_figure_has_the_panels_and_the_caption():
         ("curve", True, True, False),
         ("line", False, True, False),
         ("points", True, False, False),
+        ("faint", True, False, False),
         ("steps", False, True, True),
     ],
 )
@@ -82,6 +83,24 @@ def test_arrows_point_to_their_place():
     (axes,) = paper_figure([panel(arrows=(Arrow(3.0, 4.0, "20"),))], "c").axes
     (arrow,) = axes.texts
     assert (arrow.xy, arrow.get_text()) == ((3.0, 4.0), "20")
+
+
+def test_brackets_span_their_interval():
+    (axes,) = paper_figure([panel(brackets=(Bracket(3.0, 1.5, 4.5, "20"),))], "c").axes
+    (bracket,) = (line for line in axes.get_lines() if line.get_color() == style.INK)
+    assert (list(bracket.get_xdata()), list(bracket.get_ydata())) == ([3.0, 3.0], [1.5, 4.5])
+    (text,) = axes.texts
+    assert (text.xy, text.get_text()) == ((3.0, 3.0), "20")
+    assert names(axes) == ["a", "b"]
+
+
+def test_faint_points_lie_behind_the_levels():
+    traces = [Trace("a", X, X, look="points"), Trace("b", X, X, look="faint")]
+    (axes,) = paper_figure([panel(traces=traces, levels=(Level("l", 2.0),))], "c").axes
+    points, faint, level = axes.get_lines()
+    assert faint.get_markersize() < points.get_markersize()
+    assert faint.get_alpha() < 1
+    assert faint.zorder < level.zorder
 
 
 def test_limits_and_scales():

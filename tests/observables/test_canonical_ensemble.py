@@ -222,8 +222,18 @@ class TestBetaFromEnergy:
 
     @pytest.mark.parametrize("u", [0.0, -1.0, 1.75, 20.0, math.nan, math.inf])
     def test_out_of_range(self, u):
-        with pytest.raises(ValueError, match=r"u must lie between 0 and U\(0\) .* = 1\.75"):
+        with pytest.raises(ValueError, match=r"between 1\.5e-300 and U\(0\) .* = 1\.75"):
             CanonicalEnsemble(torch.tensor([0.5, 1.0, 2.0])).beta_from_energy(u)
+
+    @pytest.mark.parametrize(("m", "u"), [(0.0, 1e-305), (0.8, -1e200)])
+    def test_what_no_float_reaches_is_refused(self, m, u):
+        """A beta at the end of the range has another energy."""
+        ensemble = CanonicalEnsemble(torch.tensor([0.5, 1.0, 2.0]), m=m)
+        with pytest.raises(ValueError, match="u must lie between"):
+            ensemble.beta_from_energy(u)
+        assert CanonicalEnsemble(torch.tensor([0.5, 1.0])).beta_from_energy(1e-290) == (
+            pytest.approx(1e290, rel=1e-9)
+        )
 
 
 class TestMeasures:

@@ -30,6 +30,9 @@ NAN = math.nan
         (-2.44, 0.02, NOT_REPRODUCED),
         (2.20, 0.13, WITHIN_SPREAD),  # noise that could hide the difference is no agreement
         (2.20, 0.11, NOT_REPRODUCED),
+        (2.20, 0.26, NOT_MEASURED),  # more than five tolerances: that is not known well enough
+        (2.44, 0.26, NOT_MEASURED),  # agreement by luck is none either
+        (9.00, 0.26, NOT_REPRODUCED),  # but what is further off than all noise is off
         (NAN, 0.02, NOT_MEASURED),
         (math.inf, 0.02, NOT_MEASURED),
     ],
@@ -44,7 +47,8 @@ def test_a_number(ours, spread, verdict):
         (-2.1e-10, NAN, REPRODUCED),
         (-1e-10, NAN, REPRODUCED),
         (-2.7e-9, NAN, NOT_REPRODUCED),
-        (-2.7e-9, 0.6, WITHIN_SPREAD),
+        (-1.5e-9, 0.4, WITHIN_SPREAD),
+        (-2.7e-9, 0.6, NOT_MEASURED),  # not known to an order of magnitude
         (2.7e-10, 5.0, NOT_REPRODUCED),  # a wrong sign is no matter of spread
         (0.0, 5.0, NOT_REPRODUCED),
         (NAN, NAN, NOT_MEASURED),
@@ -58,11 +62,36 @@ def test_bounds():
     assert verdicts.at_most(0.1, 0.05, 0.0, NAN) == REPRODUCED
     assert verdicts.at_most(0.1, 0.1, 0.0, NAN) == REPRODUCED
     assert verdicts.at_most(0.1, 0.5, 0.01, 0.02) == NOT_REPRODUCED
-    assert verdicts.at_most(0.1, 0.5, 0.01, 0.3) == WITHIN_SPREAD
+    assert verdicts.at_most(0.1, 0.13, 0.01, 0.02) == WITHIN_SPREAD
+    assert verdicts.at_most(0.1, 0.5, 0.01, 0.3) == NOT_MEASURED
     assert verdicts.at_most(0.1, NAN, 0.01, 0.3) == NOT_MEASURED
     assert verdicts.at_least(0.1, 0.5, 0.0, NAN) == REPRODUCED
     assert verdicts.at_least(0.1, 0.05, 0.01, 0.001) == NOT_REPRODUCED
     assert verdicts.at_least(0.1, NAN, 0.01, NAN) == NOT_MEASURED
+
+
+def test_noise_as_large_as_the_number_measures_nothing():
+    # each of these was "within the spread" for any spread that is large enough
+    for wide in (1.3, 10.0, 1e9, math.inf):
+        assert verdicts.number(2.44, 0.0, 1.0, wide) == NOT_MEASURED
+        assert verdicts.at_most(0.1, 0.5, 0.0, wide) == NOT_MEASURED
+        assert verdicts.decades(2.44, 100.0, 0.5, wide) == NOT_MEASURED
+
+
+def test_a_law_gains_nothing_from_noise():
+    for spread in (NAN, 0.01, 10.0):
+        assert verdicts.law(0.0, 0.2, 0.05, spread) == NOT_REPRODUCED
+        assert verdicts.law(0.0, -0.04, 0.05, spread) == REPRODUCED
+        assert verdicts.content(null=0.3)(0.0, 0.2, 0.05, spread) == NOT_REPRODUCED
+
+
+def test_what_a_random_target_would_meet_as_well_has_no_content():
+    assert verdicts.picked(null=0.05)(-2.5, -2.46, 0.05, NAN) == REPRODUCED
+    assert verdicts.picked(null=0.06)(-2.5, -2.46, 0.05, NAN) == NO_CONTENT
+    assert verdicts.picked(null=0.9)(-2.5, -2.7, 0.05, 0.12) == NO_CONTENT
+    assert verdicts.picked(null=0.9)(-2.5, -2.7, 0.05, 5.0) == NO_CONTENT
+    assert verdicts.picked(null=0.06)(-2.5, -2.7, 0.05, 0.01) == NOT_REPRODUCED
+    assert verdicts.picked(null=0.06)(-2.5, NAN, 0.05, 0.01) == NOT_MEASURED
 
 
 def test_arithmetic_has_no_spread():
@@ -87,13 +116,13 @@ def test_a_law_that_holds_on_anything_has_no_content():
     assert verdicts.content(null=0.0)(0.0, NAN, 1e-9, NAN) == NOT_MEASURED
 
 
-def test_swapped_labels():
-    rule = verdicts.swapped(other=1.41)
-    assert rule(1.25, 1.40, 0.1, NAN) == LABELS_SWAPPED
-    assert rule(1.25, 1.25, 0.1, NAN) == NOT_REPRODUCED
-    assert rule(1.25, 1.60, 0.1, 0.01) == NOT_REPRODUCED
-    assert rule(1.25, 1.60, 0.1, 0.2) == WITHIN_SPREAD
-    assert rule(1.25, NAN, 0.1, NAN) == NOT_MEASURED
+def test_an_order():
+    assert verdicts.order(1.0, 1.0, 0.0, NAN) == REPRODUCED
+    assert verdicts.order(1.0, 0.0, 0.0, NAN) == LABELS_SWAPPED
+    assert verdicts.order(0.0, 1.0, 0.0, NAN) == LABELS_SWAPPED
+    assert verdicts.order(1.0, 0.02, 0.0, 0.5) == NOT_REPRODUCED
+    assert verdicts.order(1.0, 0.98, 0.0, 0.5) == NOT_REPRODUCED
+    assert verdicts.order(1.0, NAN, 0.0, NAN) == NOT_MEASURED
 
 
 def test_a_claim_is_judged_by_its_rule():

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-__all__ = ["Arrow", "Level", "Look", "Panel", "Trace", "paper_figure"]
+__all__ = ["Arrow", "Bracket", "Level", "Look", "Panel", "Trace", "paper_figure"]
 
-Look = Literal["curve", "line", "points", "steps"]
+Look = Literal["curve", "line", "points", "faint", "steps"]
 HEIGHT = 3.3  # of a panel in inches
 WIDTH = 4.2
 LEVELS = ((0, (2, 2)), (0, (6, 2)), (0, (6, 2, 1, 2)))  # by label
@@ -36,7 +36,8 @@ class Trace(Curve):
 
     Attributes:
         look: ``"curve"``: a line with markers; ``"line"``: without, as for a formula or a fit;
-            ``"points"``: markers alone; ``"steps"``: the outline of a histogram, x the middles of
+            ``"points"``: markers alone; ``"faint"``: small pale ones behind all else, of which
+            there are many; ``"steps"``: the outline of a histogram, x the middles of
             its bins.
 
     Raises:
@@ -85,6 +86,23 @@ class Arrow:
 
 
 @dataclass(frozen=True)
+class Bracket:
+    """An interval of the y axis, with a few letters beside it.
+
+    Attributes:
+        x: where it stands.
+        low: its lower end.
+        high: its upper end.
+        text: to its right.
+    """
+
+    x: float
+    low: float
+    high: float
+    text: str
+
+
+@dataclass(frozen=True)
 class Panel:
     """One panel of a figure.
 
@@ -98,6 +116,7 @@ class Panel:
         yscale: of the axis.
         levels: what the paper states.
         arrows: into the panel.
+        brackets: beside the data.
         xlimits: of the axis; None: as wide as the data.
         ylimits: of the axis.
     """
@@ -111,6 +130,7 @@ class Panel:
     yscale: Scale = "linear"
     levels: tuple[Level, ...] = ()
     arrows: tuple[Arrow, ...] = ()
+    brackets: tuple[Bracket, ...] = ()
     xlimits: tuple[float, float] | None = None
     ylimits: tuple[float, float] | None = None
 
@@ -181,6 +201,18 @@ def _draw(axes: Axes, panel: Panel, width: float) -> None:
             va="center",
             arrowprops={"arrowstyle": "->", "color": style.INK, "linewidth": 1.0},
         )
+    for bracket in panel.brackets:
+        ends = ([bracket.x] * 2, [bracket.low, bracket.high])
+        axes.plot(*ends, color=style.INK, linewidth=1.0, marker="_", markersize=5.0)
+        axes.annotate(
+            bracket.text,
+            (bracket.x, 0.5 * (bracket.low + bracket.high)),
+            xytext=(8.0, 0.0),
+            textcoords="offset points",
+            fontsize=style.SMALL,
+            color=style.INK,
+            va="center",
+        )
     if panel.xlimits is not None:
         axes.set_xlim(*panel.xlimits)
     if panel.ylimits is not None:
@@ -190,10 +222,12 @@ def _draw(axes: Axes, panel: Panel, width: float) -> None:
 
 def _restyle(artist: Artist, look: Look, index: int) -> None:
     line: Line2D = artist  # type: ignore[assignment]
-    if look == "points":
+    if look in ("points", "faint"):
         line.set_linestyle("none")
         line.set_marker(style.MARKERS[index % len(style.MARKERS)])
         line.set_markersize(3.0)
+        if look == "faint":
+            line.set(markersize=2.0, alpha=0.5, zorder=1.8)
     elif look in ("line", "steps"):
         line.set_marker("None")
         line.set_linestyle(style.series_style(index)["linestyle"])

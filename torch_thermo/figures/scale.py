@@ -118,7 +118,10 @@ def signed_ticks(low: float, high: float, threshold: float) -> list[tuple[float,
         ticks += [
             (sign * 10.0**e, f"${minus}10^{{{e}}}$") for e in exponents if 10.0**e >= innermost
         ]
-        if sum(low <= sign * 10.0**e <= high for e in range(first, last + 1)) < 2:
+        if crowded and last == first:
+            # its one power of ten, as on the other side: multiples here alone would confuse
+            ticks.append((sign * 10.0**last, f"${minus}10^{{{last}}}$"))
+        elif sum(low <= sign * 10.0**e <= high for e in range(first, last + 1)) < 2:
             ticks += [
                 (sign * m * 10.0**e, f"${minus}{m}\\cdot 10^{{{e}}}$")
                 for e in range(first - 1, last + 1)

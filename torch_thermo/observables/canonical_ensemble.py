@@ -199,7 +199,7 @@ class CanonicalEnsemble:
         r"""The beta whose energy is u, by bisection in $\log\beta$.
 
         U falls with beta, from $U(0) = (tr\,G - mN)/2$ towards 0, or without bound at
-        `beta_limit` where that is finite.
+        `beta_limit` where that is finite; betas are looked for from 1e-300 to 1e300.
 
         Args:
             u: a measured energy: the mean bulk loss of a sample.
@@ -208,12 +208,17 @@ class CanonicalEnsemble:
             ValueError: u is outside the range; it says the range.
         """
         top = float((self._counts * (self._lambdas.detach() - self.m)).sum(1).mean()) / 2.0
-        bottom = -math.inf if math.isfinite(self.beta_limit) else 0.0
+        # what float64 reaches of the end of the range
+        bottom = float(self.energy(self._highest_beta(-math.inf)).detach())
         if not bottom < u < top:
             raise ValueError(
                 f"u must lie between {bottom:g} and U(0) = (tr G - m N)/2 = {top:g}, the energies "
                 f"of this ensemble, got {u}"
             )
+        return self._highest_beta(u)
+
+    def _highest_beta(self, u: float) -> float:
+        """The highest beta whose energy is above u, as finely as float64 has its logarithm."""
         low, high = _LOG_BETA
         for _ in range(_BISECTIONS):
             middle = 0.5 * (low + high)

@@ -124,7 +124,7 @@ class Recipe:
 def tanh_recipe(images: data.ImageData, seed: int = 0, epochs: int | None = None) -> Recipe:
     """The tanh network: pixels in [0, 1], squared error, targets +-1.
 
-    Batches of 32 and learning rate .1, the paper's physics in a tenth of its steps.
+    Batches of 32 and learning rate .1: the net of the paper, trained a short part of its course.
 
     Args:
         images: the data.

@@ -28,8 +28,10 @@ __all__ = [
     "content",
     "decades",
     "formula",
+    "law",
     "number",
-    "swapped",
+    "order",
+    "picked",
 ]
 
 REPRODUCED = "reproduced"
@@ -44,36 +46,51 @@ NO_CONTENT = "no content"
 Rule = Callable[[float, float, float, float], str]
 """``(paper, ours, tolerance, spread) -> verdict``; a spread of NaN is one that is not known."""
 
+NOISE = 5.0  # tolerances; where twice the spread is more the number is not known well enough
+CHANCE = 0.05  # share of random targets that a rule with content may accept
+
 
 def number(paper: float, ours: float, tolerance: float, spread: float) -> str:
     """A stated number: reproduced if ``|ours - paper| <= tolerance``.
 
     Further off, but no further than twice the spread over seeds, it is within the spread: the
     paper's could be one of our seeds, but noise that could hide a difference proves no agreement.
+    Where twice the spread is more than the paper's number itself, or than five tolerances, what it
+    does not refute is not measured.
     """
-    if not math.isfinite(ours):
+    return _judged(ours - paper, tolerance, spread, abs(paper))
+
+
+def _judged(off: float, tolerance: float, spread: float, size: float) -> str:
+    """The verdict for a distance; ``size`` is what noise may not exceed."""
+    if not math.isfinite(off):
         return NOT_MEASURED
-    miss = abs(ours - paper)
+    miss, noise = abs(off), 2.0 * spread
+    if tolerance > 0.0:
+        size = min(size, NOISE * tolerance)
+    if noise > size and miss <= max(noise, tolerance):
+        return NOT_MEASURED
     if miss <= tolerance:
         return REPRODUCED
-    return WITHIN_SPREAD if miss <= 2.0 * spread else NOT_REPRODUCED
+    return WITHIN_SPREAD if miss <= noise else NOT_REPRODUCED
 
 
 def decades(paper: float, ours: float, tolerance: float, spread: float) -> str:
     """A stated order of magnitude: the same sign, and ``|log10(ours / paper)| <= tolerance``.
 
-    The spread is in decades too.
+    The spread is in decades too, and measures nothing where twice it is more than one.
     """
     if not math.isfinite(ours):
         return NOT_MEASURED
     if ours * paper <= 0.0:
         return NOT_REPRODUCED
-    return number(math.log10(abs(paper)), math.log10(abs(ours)), tolerance, spread)
+    return _judged(math.log10(ours / paper), tolerance, spread, 1.0)
 
 
 def at_most(paper: float, ours: float, tolerance: float, spread: float) -> str:
     """A stated upper bound: reproduced if ``ours <= paper + tolerance``."""
-    return number(0.0, max(ours - paper, 0.0) if math.isfinite(ours) else ours, tolerance, spread)
+    over = max(ours - paper, 0.0) if math.isfinite(ours) else ours
+    return _judged(over, tolerance, spread, abs(paper))
 
 
 def at_least(paper: float, ours: float, tolerance: float, spread: float) -> str:
@@ -91,6 +108,11 @@ def arithmetic(paper: float, ours: float, tolerance: float, spread: float) -> st
     return ARITHMETIC_SLIP if verdict == NOT_REPRODUCED else verdict
 
 
+def law(paper: float, ours: float, tolerance: float, spread: float) -> str:
+    """A law, of which ours is how far it is from holding: noise is no excuse, no spread counts."""
+    return at_most(paper, abs(ours), tolerance, math.nan)
+
+
 def formula(corrected: float) -> Rule:
     """An identity as the paper prints it, beside its corrected form.
 
@@ -103,7 +125,7 @@ def formula(corrected: float) -> Rule:
     """
 
     def rule(paper: float, ours: float, tolerance: float, spread: float) -> str:
-        verdict = at_most(paper, abs(ours), tolerance, math.nan)
+        verdict = law(paper, ours, tolerance, spread)
         if verdict == NOT_REPRODUCED and abs(corrected) <= tolerance:
             return MISPRINT
         return verdict
@@ -123,7 +145,7 @@ def content(null: float) -> Rule:
     """
 
     def rule(paper: float, ours: float, tolerance: float, spread: float) -> str:
-        verdict = at_most(paper, abs(ours), tolerance, spread)
+        verdict = law(paper, ours, tolerance, spread)
         if verdict == REPRODUCED and abs(null) <= paper + tolerance:
             return NO_CONTENT
         return verdict
@@ -131,21 +153,36 @@ def content(null: float) -> Rule:
     return rule
 
 
-def swapped(other: float) -> Rule:
-    """One of several numbers whose labels the paper has exchanged, as all of them together say.
+def picked(null: float) -> Rule:
+    """A stated number beside the nearest of several that we measure.
 
     Args:
-        other: what the paper prints under the other label.
+        null: the share of random targets that the same rule does not refuse.
 
     Returns:
-        A rule for a number that is held against the other label's, and says so if they agree.
+        A rule that refuses as `number` does. What it does not refuse has no content if more than
+        one random target in twenty would have passed as well.
     """
 
     def rule(paper: float, ours: float, tolerance: float, spread: float) -> str:
-        verdict = number(other, ours, tolerance, spread)
-        return LABELS_SWAPPED if verdict == REPRODUCED else verdict
+        verdict = number(paper, ours, tolerance, spread)
+        if math.isfinite(ours) and verdict != NOT_REPRODUCED and null > CHANCE:
+            return NO_CONTENT
+        return verdict
 
     return rule
+
+
+def order(paper: float, ours: float, tolerance: float, spread: float) -> str:
+    """Which of two labelled quantities is the larger, as the share of points where it is one.
+
+    The labels are swapped if the other one is the larger at all points where the paper has this
+    one. No spread counts.
+    """
+    verdict = law(0.0, ours - paper, tolerance, spread)
+    if verdict == NOT_REPRODUCED and abs(1.0 - ours - paper) <= tolerance:
+        return LABELS_SWAPPED
+    return verdict
 
 
 @dataclass(frozen=True)

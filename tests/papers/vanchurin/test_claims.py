@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from torch_thermo.papers.verdicts import (
     LABELS_SWAPPED,
     MISPRINT,
     NO_CONTENT,
+    NOT_MEASURED,
     NOT_REPRODUCED,
     REPRODUCED,
 )
@@ -111,6 +113,23 @@ def test_moments_are_means_over_dynamical_eigenvalues(tmp_path, deep, shallow, e
     assert rows[5].ours == pytest.approx(200 * deep[0] + 2 * 0.02**2)
 
 
+def test_the_ratio_of_the_third_moments_has_a_spread(tmp_path):
+    def of(third):
+        return lambda epoch: spectrum(with_moments(2.44, third))
+
+    nets = {
+        net: [write_run(tmp_path / f"{net}{k}", net, k, of(t)) for k, t in enumerate(thirds)]
+        for net, thirds in (("deep", (-1.7, -1.7)), ("shallow", (-0.051, -0.085)))
+    }
+    row = claims.moment_rows(nets)[4]
+    each = [
+        claims.moment_rows({net: runs[k : k + 1] for net, runs in nets.items()})[4].ours
+        for k in range(2)
+    ]
+    assert row.spread == pytest.approx(spread(each))
+    assert row.spread > 0.0
+
+
 def test_moments_are_read_where_the_paper_may_have_read_them(tmp_path):
     epochs = (0, 1_000, 3_000, 9_000, 20_000)
     grown = {net: lambda epoch: spectrum([0.1 + epoch, -0.1 - epoch]) for net in claims.READ_AT}
@@ -162,6 +181,40 @@ def test_gaps_where_the_paper_has_them_and_elsewhere(tmp_path):
     assert verdicts(claims.gap_rows([several]))[name] == NOT_REPRODUCED
 
 
+def test_the_nearest_of_many_gaps_has_no_content(tmp_path):
+    def comb(shift):
+        return lambda epoch: spectrum([*(-np.arange(0.3, 5.0, 0.3) - shift)])
+
+    # candidates .3 apart, a target is .075 off in the mean: most are met within the scatter
+    runs = [write_run(tmp_path / f"{k}", seed=k, logs=comb(0.04 * k)) for k in range(4)]
+    rows = claims.gap_rows(runs)[:3]
+    assert NO_CONTENT in [row.verdict for row in rows]
+    assert {row.verdict for row in rows} <= {NO_CONTENT, NOT_REPRODUCED}
+    for row in rows:
+        assert "random targets" in row.note
+
+
+def test_the_null_is_the_share_of_targets_that_the_rule_does_not_refuse():
+    one = np.array([-2.5])
+    assert claims._met_by_chance([one], 0.05) == pytest.approx(0.1 / 3.0, abs=2e-3)
+    assert claims._met_by_chance([np.arange(-4.0, -0.9, 0.09)], 0.05) == 1.0
+    assert claims._met_by_chance([one - 10.0], 0.05) == 0.0
+
+
+def test_one_gap_has_a_spread_over_seeds(tmp_path):
+    def one(epoch):
+        return spectrum([*np.linspace(-4.0, -3.0, 20), *np.linspace(-2.0, 0.0, 40)])
+
+    def two(epoch):
+        return spectrum([-3.0, -2.0, -1.0]) if epoch == 1 else one(epoch)
+
+    runs = [write_run(tmp_path / str(k), seed=k, logs=logs) for k, logs in enumerate((one, two))]
+    row = {row.quantity: row for row in claims.gap_rows(runs)}[
+        "spectra with one candidate for the gap, share"
+    ]
+    assert (row.ours, row.spread) == (pytest.approx(0.9), pytest.approx(0.2 / math.sqrt(2.0)))
+
+
 def along(fits):
     """Spectra whose C_20 and C_834 are straight in log U = -epoch / 100."""
 
@@ -177,20 +230,66 @@ def along(fits):
     return logs
 
 
+PRINTED = ((769.0, 1.25), (772.0, 1.41))
+SWAPPED = (PRINTED[1], PRINTED[0])
+
+
 @pytest.mark.parametrize(
-    ("fits", "expected"),
+    ("fits", "numbers", "order"),
     [
-        (((769.0, 1.25), (772.0, 1.41)), [REPRODUCED] * 4),
-        (((772.0, 1.41), (769.0, 1.25)), [LABELS_SWAPPED] * 4),
-        (((766.0, 1.10), (775.0, 1.60)), [NOT_REPRODUCED] * 4),
+        (PRINTED, [REPRODUCED] * 6, REPRODUCED),
+        # the numbers fail plainly; only the order says that the labels are swapped
+        (SWAPPED, [NOT_REPRODUCED] * 6, LABELS_SWAPPED),
+        (((766.0, 1.10), (775.0, 1.60)), [NOT_REPRODUCED] * 6, REPRODUCED),
+        # one line between the two, the other below both: swapped, whatever the numbers are
+        (((769.0, 1.25), (764.0, 1.41)), [REPRODUCED] * 3 + [NOT_REPRODUCED, REPRODUCED,
+                                          NOT_REPRODUCED], LABELS_SWAPPED),
+        # lines that cross have neither order
+        (((769.0, 1.25), (769.5, 1.60)), None, NOT_REPRODUCED),
     ],
-)
-def test_complexity_against_loss(tmp_path, fits, expected):
+)  # fmt: skip
+def test_complexity_against_loss(tmp_path, fits, numbers, order):
     bulk = {"bulk": lambda epoch: math.exp(-epoch / 100)}
     run = write_run(tmp_path, logs=along(fits), epochs=(0, 1, 100, 200, 300), **bulk)
     assert claims.fit(run, 20) == pytest.approx(fits[0], abs=1e-6)
     assert claims.fit(run, 834) == pytest.approx(fits[1], abs=1e-6)
-    assert [row.verdict for row in claims.complexity_rows([run])] == expected
+    rows = {row.quantity: row for row in claims.complexity_rows([run])}
+    *lines, ordered = rows.values()
+    if numbers is not None:
+        judged = [row.verdict for row in lines if "r^2" not in row.quantity]
+        assert judged == numbers
+    assert ordered.verdict == order
+    straight = [row for name, row in rows.items() if "r^2" in name]
+    assert [row.ours for row in straight] == pytest.approx([1.0, 1.0])
+    assert [row.verdict for row in straight] == [REPRODUCED] * 2
+    middle = rows["C_20 at the middle of the measured log U"]
+    u = -1.505
+    assert middle.ours == pytest.approx(fits[0][0] + fits[0][1] * u, abs=1e-6)
+    assert middle.claim.value == pytest.approx(769.0 + 1.25 * u)
+    if fits is SWAPPED:
+        assert "C_20 0.00 and C_834 0.00 with the labels exchanged" in ordered.note
+
+
+def test_what_is_not_straight_is_seen(tmp_path):
+    bulk = {"bulk": lambda epoch: math.exp(-epoch / 100)}
+    straight = along(PRINTED)
+    bent = {0: 0, 1: 1, 100: 250, 200: 20, 300: 150}
+    run = write_run(tmp_path, logs=lambda e: straight(bent[e]), epochs=tuple(bent), **bulk)
+    rows = [row for row in claims.complexity_rows([run]) if "r^2" in row.quantity]
+    assert [row.verdict for row in rows] == [NOT_REPRODUCED] * 2
+
+
+def test_two_points_are_no_fit(tmp_path):
+    run = write_run(tmp_path, epochs=(0, 1, 3))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert np.isnan(claims.fit(run, 20)).all()
+        rows = claims.complexity_rows([run])
+        assert {row.verdict for row in rows[:-1]} == {NOT_MEASURED}
+    none = write_run(tmp_path / "none", epochs=(0,))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert {row.verdict for row in claims.complexity_rows([none])} == {NOT_MEASURED}
 
 
 def test_a_fit_leaves_out_what_is_before_and_after(tmp_path):
@@ -250,6 +349,21 @@ def test_the_second_law_at_a_fixed_temperature_is_broken_by_one_rise(tmp_path):
     ]
     assert sorted([share[0], share[2]]) == [0.0, 1.0]
     assert 0.0 < share[1] < 1.0
+
+
+def test_the_first_law_says_how_much_the_first_interval_carries(tmp_path):
+    row = laws.thermodynamic_rows([write_run(tmp_path)])[2]
+    energies = 2.0 / (1.0 + np.array(EPOCHS))
+    falls = -np.diff(energies)
+    assert f"the first interval carries {falls[0] / falls.sum():.0%} of |dU|" in row.note
+    assert "from epoch 1 on" in row.note
+
+
+def test_the_broken_second_law_has_a_spread_over_seeds(tmp_path):
+    runs = [write_run(tmp_path / str(seed), seed=seed) for seed in range(2)]
+    row = laws.thermodynamic_rows(runs)[4]
+    each = [laws.thermodynamic_rows([run])[4].ours for run in runs]
+    assert (row.ours, row.spread) == (pytest.approx(np.mean(each)), pytest.approx(spread(each)))
 
 
 def test_a_hard_count_is_right_where_no_eigenvalue_is_near(tmp_path):

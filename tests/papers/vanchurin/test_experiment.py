@@ -1,18 +1,20 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
 import shutil
 
 import numpy as np
 import pytest
 
-from tests.papers.vanchurin.stored_runs import EPOCHS, write_run
+from tests.papers.vanchurin.stored_runs import EPOCHS, STEPS_PER_EPOCH, write_run
 from torch_thermo.figures import style
 from torch_thermo.papers.reproduction import EXPERIMENTS, Session, chosen, reproduce
 from torch_thermo.papers.vanchurin import experiment, panels
 from torch_thermo.papers.vanchurin.claims import FITS, GAPS
 from torch_thermo.papers.vanchurin.stored import course
+from torch_thermo.store import Store, load_run
 
 FIGURES = [one.name for one in EXPERIMENTS if one.name.startswith("vanchurin/fig")]
 
@@ -84,7 +86,7 @@ def test_all_figures_and_the_table_from_one_training_a_net(prepared, drawn_once,
         assert png.read_bytes().startswith(b"\x89PNG")
         assert pdf.read_bytes().startswith(b"%PDF")
         with data.open(newline="") as stream:
-            assert {"panel", "series", "x", "y", "low", "high"} == set(
+            assert {"panel", "kind", "series", "x", "y", "low", "high"} == set(
                 csv.DictReader(stream).fieldnames
             )
         with numbers.open(newline="") as stream:
@@ -119,8 +121,27 @@ def test_one_seed_is_judged_with_the_spread_of_several(prepared, nets, tmp_path)
                     shutil.copytree(run.path, target)
     np.testing.assert_array_equal(spreads, [row.spread for row in made.rows])
     assert np.isfinite(spreads).sum() > 10
+    borrowed = "spread borrowed from the quick budget (batch 5, 100 epochs)"
+    for row in alone.rows:
+        assert (borrowed in row.note) == math.isfinite(row.spread)
     mean = [row.ours for row in made.rows]
     assert [row.ours for row in alone.rows] != mean  # the number is the one seed's
+
+
+@pytest.mark.parametrize("other", [{"fingerprint": 7}, {"samples": 51}])
+def test_no_spread_is_borrowed_from_other_data(prepared, nets, tmp_path, other):
+    out = tmp_path / "out"
+    for net, runs in list(nets.items()):
+        for seed, run in enumerate(runs):
+            target = out / "vanchurin" / "quick" / net / f"seed{seed}" / "thermo"
+            shutil.copytree(run.path, target)
+            header = json.loads((target / "run.json").read_text())
+            header["meta"] |= other
+            (target / "run.json").write_text(json.dumps(header))
+        nets[net] = runs[:1]
+    ((_, alone),) = reproduce(chosen(["vanchurin/table"]), Session(out, "paper"))
+    assert np.isnan([row.spread for row in alone.rows]).all()
+    assert "quick budget" not in (out / "vanchurin" / "paper" / "table.md").read_text()
 
 
 def test_the_data_file_has_what_is_drawn(prepared, nets, tmp_path):
@@ -135,6 +156,52 @@ def test_the_data_file_has_what_is_drawn(prepared, nets, tmp_path):
     np.testing.assert_allclose([float(row["y"]) for row in bulk], found.mean, rtol=1e-8)
     np.testing.assert_allclose([float(row["low"]) for row in bulk], found.values.min(0), rtol=1e-8)
     assert {row["low"] for row in rows if row["panel"] == "carried"} == {""}
+
+
+def marks(path) -> list[tuple[str, ...]]:
+    """Panel, series and numbers of what is no trace, of a figure's data file."""
+    with path.open(newline="") as stream:
+        return [
+            (row["panel"], row["kind"], row["series"], *(row[k] for k in ("x", "y", "low", "high")))
+            for row in csv.DictReader(stream)
+            if row["kind"] in ("level", "arrow", "bracket")
+        ]
+
+
+def test_the_data_file_has_what_is_marked(prepared, nets, captions, tmp_path):
+    wanted = chosen([f"vanchurin/fig{k}" for k in (1, 4, 5, 7)])
+    found = {
+        one.name[-4:]: marks(outcome.files[2])
+        for one, outcome in reproduce(wanted, Session(tmp_path / "out"))
+    }
+    (maximum,) = (mark for mark in found["fig1"] if mark[1] == "arrow")
+    assert maximum[2] == "maximum"
+    assert all(maximum[3:5])
+    assert found["fig4"] == [
+        ("mu2", "level", "paper, deep", "", "2.44", "", ""),
+        ("mu2", "level", "paper, shallow", "", "1.84", "", ""),
+        ("mu3", "level", "paper, deep", "", "1.7", "", ""),
+    ]
+    drawn = by_name(panels.gap_panels(nets))
+    for name, panel in drawn.items():
+        rows = [mark for mark in found["fig5"] if mark[0] == name]
+        levels = [float(mark[4]) for mark in rows if mark[1] == "level"]
+        assert levels == (list(GAPS) if name.startswith("deep") else [])
+        ends = [(float(m[5]), float(m[6])) for m in rows if m[1] == "bracket"]
+        np.testing.assert_allclose(ends, [(b.low, b.high) for b in panel.brackets], rtol=1e-8)
+    assert ("counts", "level", r"$\beta$ = 1.5", "1.5", "", "", "") in found["fig7"]
+
+
+@pytest.mark.parametrize("last", [1, 2])
+def test_a_short_training_has_all_figures(nets, prepared, captions, tmp_path, last):
+    epochs = range(last + 1)
+    for net in nets:
+        nets[net] = [write_run(tmp_path / "short" / net, net, epochs=epochs)]
+    wanted = chosen([name for name in FIGURES if name != "vanchurin/fig6"])
+    assert len(list(reproduce(wanted, Session(tmp_path / "out")))) == 6
+    names = list(by_name(panels.gap_panels(nets)))
+    assert names == [f"deep_{epoch}" for epoch in epochs[1:]] + [f"shallow_{last}"]
+    assert len(by_name(panels.spectrum_panels(nets))["density_deep"].traces) == last
 
 
 def by_name(found):
@@ -158,12 +225,32 @@ def test_losses(nets):
         assert (shares >= np.asarray(trace.x) - 1e-12).all()  # the worst carry more than their part
 
 
+def test_the_exact_loss_stands_beside_the_logit_loss_of_the_same_samples(nets):
+    run = nets["deep"][0]
+    store = Store.open(run.path)
+    for epoch in EPOCHS[1:]:  # not at the first
+        losses = run.arrays("bulk_boundary", epoch * STEPS_PER_EPOCH)
+        part = {name: 0.5 * values[:20] for name, values in losses.items()}
+        store.save_arrays("bulk_exact", epoch * STEPS_PER_EPOCH, part)
+    (run.path / "bulk_exact" / "0.npz").unlink()
+    lines = (run.path / "bulk_exact.jsonl").read_text().splitlines(keepends=True)
+    (run.path / "bulk_exact.jsonl").write_text("".join(x for x in lines if '"step":0,' not in x))
+    found = by_name(panels.loss_panels([load_run(run.path)]))
+    x, bulk = series(found["mean"], "bulk, logit, first 20")
+    assert x.tolist() == list(EPOCHS[1:])
+    stored = [run.arrays("bulk_boundary", e * STEPS_PER_EPOCH)["bulk"] for e in EPOCHS[1:]]
+    np.testing.assert_allclose(bulk, [values[:20].mean() for values in stored])
+    assert abs(bulk[0] / stored[0].mean() - 1) > 0.02
+    np.testing.assert_allclose(series(found["ratio"], "logit, first 20")[1], 0.3)
+    assert "bulk, exact, first 20" in {trace.label for trace in found["mean"].traces}
+
+
 def test_losses_without_the_exact_method(tmp_path):
     run = write_run(tmp_path)
     for file in (run.path / "bulk_exact.jsonl",):
         file.unlink()
     labels = {trace.label for panel in panels.loss_panels([run]) for trace in panel.traces}
-    assert "exact" not in labels
+    assert not [label for label in labels if "exact" in label]
     assert "logit" in labels
 
 
@@ -197,10 +284,11 @@ def test_gap_panels_show_candidates_at_three_times(nets):
     assert [panel.name for panel in found] == ["deep_1", "deep_10", "deep_100", "shallow_100"]
     for panel in found:
         lowest = np.asarray(panel.traces[0].y)
-        for arrow in panel.arrows:
-            below = int(arrow.text)
-            assert (lowest < arrow.y).sum() == below
-            assert arrow.x == below + 0.5
+        assert panel.brackets
+        for bracket in panel.brackets:
+            below = int(bracket.text)
+            assert [bracket.low, bracket.high] == lowest[below - 1 : below + 1].tolist()
+            assert bracket.x > below
     assert [level.value for level in found[0].levels] == list(GAPS)
     assert found[3].levels == ()
 
@@ -224,6 +312,8 @@ def test_thermodynamic_panels(nets):
     changes = series(found["second_law"], r"$\beta$ from U")[1]
     assert changes[0] == 0.0
     assert (changes[1:] < 0).all()
+    looks = {trace.label: trace.look for trace in found["first_law"].traces}
+    assert (looks["$|dU|$"], looks[r"$|T\,dS|$"]) == ("line", "points")  # one on the other
     heat = series(found["first_law"], r"$|T\,dS|$")[1]
     assert len(heat) == len(EPOCHS) - 1
     _, soft = series(found["counts"], r"$N_{eff} = 2 \beta U$")
@@ -238,3 +328,9 @@ def test_captions_say_what_was_used(prepared, captions, tmp_path):
     for part in ("digits, 50 samples", "784-40-20-10", "784-60-10", "batch 5", "rate 0.1",
                  "100 epochs", "2 seeds", "panels are our choice"):  # fmt: skip
         assert part in text.replace("\n", " ").replace("\u00a0", " ")
+
+
+def test_a_caption_counts_the_nets(prepared, captions, tmp_path):
+    list(reproduce(chosen(["vanchurin/fig4", "vanchurin/fig6"]), Session(tmp_path / "out")))
+    assert ["tanh nets, deep" in text for text in captions[::2]] == [True, False]
+    assert ["tanh net, deep" in text for text in captions[::2]] == [False, True]

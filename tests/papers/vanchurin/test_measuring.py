@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 
@@ -215,3 +216,69 @@ def test_a_net_that_is_not_trained_is_told(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no snapshots in .*seed4: train first"):
         measure(tmp_path, recipe(), DIGITS)
     assert not list(tmp_path.iterdir())
+
+
+def test_what_was_measured_in_another_way_is_measured_anew(copied, monkeypatch):
+    before = [load_run(recipe().folder(copied, seed)) for seed in (4, 2)]
+    stored = [run.series("bulk_boundary/bulk").values for run in before]
+    spoil(copied, "bulk_boundary")
+    monkeypatch.setitem(measuring.MEASURED_AS, "bulk_boundary", 2)
+    seen = counting(monkeypatch)
+    runs = measure(copied, recipe(), DIGITS)
+    assert set(seen) == {"bulk_boundary"}
+    assert len(seen) == sum(map(len, stored))
+    for run, values in zip(runs, stored, strict=True):
+        np.testing.assert_allclose(run.series("bulk_boundary/bulk").values, values, rtol=1e-12)
+        assert run.meta["measured_as"] == measuring.MEASURED_AS
+    seen.clear()
+    measure(copied, recipe(), DIGITS)
+    assert seen == []
+
+
+def test_a_store_that_does_not_say_how_it_was_measured_is_measured_anew(copied, monkeypatch):
+    folder = recipe().folder(copied, 4) / "thermo"
+    header = json.loads((folder / "run.json").read_text())
+    del header["meta"]["measured_as"]
+    (folder / "run.json").write_text(json.dumps(header))
+    stale = folder / "bulk_exact" / "1.npz"
+    stale.write_bytes(b"")
+    seen = counting(monkeypatch)
+    run = measure(copied, recipe(), DIGITS)[0]
+    every = len(snapshot_epochs(20, 10))
+    assert [seen.count(name) for name in measuring.MEASURED_AS] == [every, every, every, 5]
+    assert not stale.exists()
+    assert run.meta["measured_as"] == measuring.MEASURED_AS
+
+
+def test_a_pass_that_is_broken_off_while_measuring_anew_is_taken_up(copied, monkeypatch):
+    monkeypatch.setitem(measuring.MEASURED_AS, "accuracy", 2)
+    seen = counting(monkeypatch)
+
+    def stop(what: str, done: int, total: int) -> None:
+        if done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        measure(copied, recipe(), DIGITS, stop)
+    measure(copied, recipe(), DIGITS)
+    assert seen == ["accuracy"] * 2 * len(snapshot_epochs(20, 10))
+
+
+def spoil(out, name: str) -> None:
+    """Numbers as an older way of measuring would have left them."""
+    for path in out.rglob(f"{name}.jsonl"):
+        path.write_text(path.read_text().replace('"bulk":', '"bulk":1'))
+
+
+def test_each_observable_has_its_number():
+    assert measuring.MEASURED_AS.keys() == measuring._MEASURE.keys()
+
+
+def test_a_damaged_snapshot_is_named(copied):
+    path = snapshots(recipe().folder(copied, 4))[3]
+    path.write_bytes(path.read_bytes()[:100])
+    shutil.rmtree(recipe().folder(copied, 4) / "thermo")
+    with pytest.raises(ValueError, match=r"epoch_3\.npz is damaged .*: remove it"):
+        measure(copied, recipe(), DIGITS)
+    path.unlink()
+    assert 3 not in epochs_of(measure(copied, recipe(), DIGITS)[0], "bulk_boundary")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from torch_thermo.papers.vanchurin import prepare, recipe
+from torch_thermo.papers.vanchurin import online, prepare, preparing, recipe
 
 
 @pytest.fixture
@@ -20,6 +20,7 @@ def faces(tmp_path, monkeypatch):
         arrays[f"{part}_images"] = rng.integers(0, 256, (20, 4, 4), dtype=np.uint8)
         arrays[f"{part}_labels"] = np.arange(20) % 3
     np.savez(tmp_path / "faces.npz", **arrays)
+    monkeypatch.setattr(preparing, "PIXELS", 16)
     quicker = replace(recipe.BUDGETS["quick"], epochs=3, seeds=(0, 1))
     monkeypatch.setitem(recipe.BUDGETS, "quick", quicker)
     return tmp_path / "faces.npz"
@@ -89,3 +90,23 @@ def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path, faces):
     (tmp_path / "out").write_text("")
     with pytest.raises(NotADirectoryError, match="out must be a folder, got the file"):
         prepare(tmp_path / "out", "quick", faces)
+
+
+def test_images_of_another_size_are_refused_before_anything_is_written(
+    tmp_path, faces, monkeypatch
+):
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match=r"images of 784 pixels, got 16 of .*faces\.npz"):
+        prepare(tmp_path / "out", "quick", faces)
+    assert not (tmp_path / "out").exists()
+
+
+def test_numba_is_missed_before_anything_is_written(tmp_path, faces, monkeypatch):
+    def missing(name: str):
+        raise ModuleNotFoundError(f"No module named {name!r}")
+
+    online._compiled.cache_clear()
+    monkeypatch.setattr(online, "import_module", missing)
+    with pytest.raises(ModuleNotFoundError, match="online training needs numba: pip install"):
+        prepare(tmp_path / "out", "paper", faces, epochs=2)
+    assert not (tmp_path / "out").exists()

@@ -187,3 +187,39 @@ def test_torch_draws_as_if_nothing_had_been_trained(tmp_path):
     before = torch.get_rng_state()
     train(tmp_path, small(digits, budget(8)), digits, epochs=1)
     assert torch.get_rng_state().equal(before)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut off"])
+def test_a_damaged_checkpoint_is_named(tmp_path, content):
+    digits = patterns()
+    recipe = small(digits, budget(8))
+    train(tmp_path, recipe, digits, epochs=2)
+    path = recipe.folder(tmp_path, 0) / "checkpoint.npz"
+    before = kept(path.parent)
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"checkpoint\.npz is damaged .*: remove it; .* anew"):
+        train(tmp_path, recipe, digits, epochs=2)
+    np.savez(path, epoch=3)
+    with pytest.raises(ValueError, match=r"is damaged \(no generator in it\)"):
+        train(tmp_path, recipe, digits, epochs=2)
+    path.unlink()
+    train(tmp_path, recipe, digits, epochs=2)
+    assert same(kept(path.parent), before)
+
+
+def test_what_a_killed_run_has_left_half_written_is_deleted(tmp_path):
+    digits = patterns()
+    recipe = small(digits, budget(8))
+    train(tmp_path, recipe, digits, epochs=1)
+    folder = recipe.folder(tmp_path, 0)
+    (folder / "thermo").mkdir()
+    left = [
+        folder / ".checkpoint.npz.0a1b2c3d.tmp",
+        folder / "snapshots" / ".epoch_1.npz.0a1b2c3d.tmp",
+        folder / "thermo" / ".run.json.0a1b2c3d.tmp",
+    ]
+    others = [folder / "mine.tmp", folder / ".mine.tmp"]
+    for path in left + others:
+        path.write_bytes(b"half")
+    train(tmp_path, recipe, digits, epochs=1)
+    assert [path.exists() for path in left + others] == [False] * 3 + [True] * 2

@@ -7,7 +7,8 @@ and tables go to ``<out>/vanchurin/<budget>/``.
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from torch_thermo.figures.paper import Panel, paper_figure
 from torch_thermo.papers.reproduction import Outcome, Session, write_csv, write_markdown
 from torch_thermo.papers.vanchurin import bulk_course, claims, laws, panels
 from torch_thermo.papers.vanchurin.bulk_training import bulk_training
+from torch_thermo.papers.vanchurin.measuring import EXACT_SAMPLES
 from torch_thermo.papers.vanchurin.preparing import prepare
 from torch_thermo.papers.verdicts import Row
 from torch_thermo.store import Run, load_run
@@ -61,8 +63,8 @@ def fig5(session: Session) -> Outcome:
     """The sorted eigenvalues of log G and the gaps between them."""
     nets = _runs(session, *NETS)
     text = (
-        f"{_setting(nets)} The lowest {panels.LOWEST} eigenvalues of log G of seed 0. Arrows: all "
-        "gaps of at least half the widest's size, with the number of eigenvalues below. "
+        f"{_setting(nets)} The lowest {panels.LOWEST} eigenvalues of log G of seed 0. Brackets: "
+        "all gaps of at least half the widest's size, with the number of eigenvalues below. "
         f"{OURS}"
     )
     return _made(session, "fig5", panels.gap_panels(nets), text, claims.gap_rows(nets["deep"]))
@@ -104,10 +106,10 @@ def table(session: Session) -> Outcome:
     """All numbers of the paper beside ours."""
     nets = _runs(session, *NETS)
     rows = _all_rows(nets)
-    seeds, several = len(nets["deep"]), ""
-    quick = _stored(session, "quick") if seeds == 1 else {}
+    several = ""
+    quick = _stored(session, "quick", nets) if len(nets["deep"]) == 1 else {}
     if quick:
-        rows = _with_spread(rows, _all_rows(quick))
+        rows = _with_spread(rows, _all_rows(quick), quick["deep"][0])
         several = f" over the {len(quick['deep'])} seeds of the quick budget"
     folder = _folder(session)
     files = (
@@ -136,26 +138,49 @@ def _all_rows(nets: Mapping[str, Sequence[Run]]) -> list[Row]:
     ]
 
 
-def _with_spread(rows: Sequence[Row], others: Sequence[Row]) -> list[Row]:
+def _with_spread(rows: Sequence[Row], others: Sequence[Row], lender: Run) -> list[Row]:
     """The rows of one seed judged with the spread that several seeds of another budget have."""
     known = {row.quantity: row.spread for row in others}
-    return [row.claim.judge(row.ours, known[row.quantity], row.note) for row in rows]
+    meta = lender.meta
+    said = (
+        f"spread borrowed from the {meta.get('budget', 'quick')} budget (batch {meta['batch']}, "
+        f"{meta['epochs']} epochs)"
+    )
+    judged = []
+    for row in rows:
+        lent = known[row.quantity]
+        parts = [row.note, said] if math.isfinite(lent) else [row.note]
+        judged.append(row.claim.judge(row.ours, lent, "; ".join(filter(None, parts))))
+    return judged
 
 
-def _stored(session: Session, budget: str) -> dict[str, list[Run]]:
-    """The runs of another budget, if those of both nets are there; nothing is trained for them."""
+def _stored(
+    session: Session, budget: str, nets: Mapping[str, Sequence[Run]]
+) -> dict[str, list[Run]]:
+    """The runs of another budget on the same data, if those of both nets are there.
+
+    Nothing is trained for them. Other data, or another number of samples, have another spread.
+    """
     folder = session.out / "vanchurin" / budget
     found = {net: sorted((folder / net).glob("seed*/thermo/run.json")) for net in NETS}
     if not all(len(files) > 1 for files in found.values()):
         return {}
-    return {net: [load_run(file.parent) for file in files] for net, files in found.items()}
+    stored = {net: [load_run(file.parent) for file in files] for net, files in found.items()}
+    same = all(
+        run.meta.get(name) == nets[net][0].meta.get(name)
+        for net, runs in stored.items()
+        for run in runs
+        for name in ("fingerprint", "samples")
+    )
+    return stored if same else {}
 
 
 def _losses(session: Session, name: str, net: str) -> Outcome:
     runs = _runs(session, net)
     text = (
         f"{_setting(runs)} Boundary: 1/2 |t - o|^2; bulk: minimum over the hidden states, method "
-        f"logit on all samples, exact on 500 of seed 0. {OURS}"
+        f"logit on all samples; of seed 0 exact on the first {EXACT_SAMPLES}, with logit on the "
+        f"same. {OURS}"
     )
     rows = claims.loss_rows(net, runs[net])
     return _made(session, name, panels.loss_panels(runs[net]), text, rows)
@@ -177,11 +202,12 @@ def _setting(nets: Mapping[str, Sequence[Run]]) -> str:
     meta = runs[0].meta
     shapes = {net: "-".join(map(str, found[0].meta["sizes"])) for net, found in nets.items()}
     named = " and ".join(f"{net} {shape}" for net, shape in shapes.items())
+    net_s = "net" if len(nets) == 1 else "nets"
     seeds = len(next(iter(nets.values())))
     several = f"{seeds} seeds" if seeds > 1 else "one seed"
     epochs = {f"{int(found[0].meta['epochs']):,}" for found in nets.values()}
     return (
-        f"{meta['data']}, {meta['samples']:,} samples; tanh nets, {named}; SGD, batch "
+        f"{meta['data']}, {meta['samples']:,} samples; tanh {net_s}, {named}; SGD, batch "
         f"{meta['batch']}, rate {meta['lr']:g}, {' and '.join(sorted(epochs))} epochs, {several}."
     )
 
@@ -206,18 +232,36 @@ def _made(
 
 
 def _write_data(drawn: Sequence[Panel], path: Path) -> Path:
-    """All points of a figure as one long table: panel, series, x, y, and the band if there is."""
+    """All that a figure shows as one long table: panel, kind, series, x, y, low, high.
+
+    The kind is a trace's look (low and high: its band), "level" (x or y, across the panel),
+    "arrow" (where it points) or "bracket" (at x, from low to high).
+    """
     with path.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
-        writer.writerow(("panel", "series", "x", "y", "low", "high"))
+        writer.writerow(("panel", "kind", "series", "x", "y", "low", "high"))
         for panel in drawn:
-            for trace in panel.traces:
-                size = len(np.asarray(trace.x))
-                columns = [
-                    np.full(size, np.nan) if values is None else np.asarray(values, np.float64)
-                    for values in (trace.x, trace.y, trace.low, trace.high)
-                ]
-                for point in zip(*columns, strict=True):
-                    cells = ("" if np.isnan(value) else f"{value:.9g}" for value in point)
-                    writer.writerow((panel.name, trace.label, *cells))
+            for kind, series, *numbers in _drawn(panel):
+                cells = ("" if np.isnan(value) else f"{value:.9g}" for value in numbers)
+                writer.writerow((panel.name, kind, series, *cells))
     return path
+
+
+def _drawn(panel: Panel) -> Iterator[tuple[str, str, float, float, float, float]]:
+    """Kind, series, x, y, low and high of all points and marks of a panel; NaN for none."""
+    none = math.nan
+    for trace in panel.traces:
+        size = len(np.asarray(trace.x))
+        columns = [
+            np.full(size, none) if values is None else np.asarray(values, np.float64)
+            for values in (trace.x, trace.y, trace.low, trace.high)
+        ]
+        for x, y, low, high in zip(*columns, strict=True):
+            yield trace.look, trace.label, x, y, low, high
+    for level in panel.levels:
+        place = (level.value, none) if level.axis == "x" else (none, level.value)
+        yield "level", level.label, *place, none, none
+    for arrow in panel.arrows:
+        yield "arrow", arrow.text, arrow.x, arrow.y, none, none
+    for bracket in panel.brackets:
+        yield "bracket", bracket.text, bracket.x, none, bracket.low, bracket.high

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,10 +21,16 @@ from torch_thermo.papers.vanchurin.training import Progress
 from torch_thermo.store import Run, Store, load_run
 from torch_thermo.store.files import read_entries
 
-__all__ = ["EXACT_SAMPLES", "measure"]
+__all__ = ["EXACT_SAMPLES", "MEASURED_AS", "measure"]
 
 EXACT_SAMPLES = 500
 """The exact bulk loss is measured on so many samples, the first."""
+
+MEASURED_AS = {"accuracy": 1, "propagator_spectrum": 1, "bulk_boundary": 1, "bulk_exact": 1}
+"""How each observable is measured, counted: one more whenever its stored numbers would change.
+
+What is stored under another number, or under none, is measured anew.
+"""
 
 # Snapshots a decade, besides the first and the last. Nearly all the time goes into the bulk loss.
 _BULK_PER_DECADE = 5
@@ -51,7 +58,8 @@ def measure(
       decade.
 
     All in float64. Each is stored when it is measured: the pass can be broken off, and the store
-    can be read meanwhile.
+    can be read meanwhile. What was measured in another way than `MEASURED_AS` says is deleted and
+    measured anew.
 
     Args:
         out: the folder of all budgets.
@@ -64,6 +72,7 @@ def measure(
 
     Raises:
         FileNotFoundError: a seed has no snapshots.
+        ValueError: a snapshot is damaged.
     """
     seeds = recipe.budget.seeds
     kept = {seed: snapshots(recipe.folder(out, seed)) for seed in seeds}
@@ -107,10 +116,16 @@ def _due(recipe: Recipe, seed: int, epochs: list[int]) -> dict[str, set[int]]:
 
 
 def _store(recipe: Recipe, digits: Digits, seed: int, folder: Path, epochs: int) -> Store:
-    """The store of a seed; one of another training is moved aside."""
+    """The store of a seed without what is out of date; one of another training is moved aside."""
     setting = recipe.setting(digits, seed)
     run_id = f"{zlib.crc32(json.dumps(setting).encode()):08x}"
     store = Store.open(folder / "thermo", run_id)
+    measured_as = store.meta.get("measured_as", {})
+    for name in sorted({*store.observables, *measured_as}):
+        if measured_as.get(name) != MEASURED_AS.get(name):
+            # the lines first: arrays without them are not read, and the number comes last
+            (store.path / f"{name}.jsonl").unlink(missing_ok=True)
+            shutil.rmtree(store.path / name, ignore_errors=True)
     extent = {"epochs": epochs, "steps": epochs * recipe.steps_per_epoch}
     meta = (
         setting
@@ -120,6 +135,7 @@ def _store(recipe: Recipe, digits: Digits, seed: int, folder: Path, epochs: int)
             "budget": recipe.budget.name,
             "lr": recipe.budget.rate,
             "steps_per_epoch": recipe.steps_per_epoch,
+            "measured_as": dict(MEASURED_AS),
         }
     )
     if store.meta != meta:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
-from torch_thermo.figures.paper import Arrow, Level, Panel, Trace
+from torch_thermo.figures.paper import Arrow, Bracket, Level, Panel, Trace
 from torch_thermo.observables.canonical_ensemble import CanonicalEnsemble
 from torch_thermo.observables.thermodynamics import ThermodynamicCourse
 from torch_thermo.observables.two_level import (
@@ -54,6 +54,7 @@ __all__ = [
 
 EPOCH = "epoch"
 LOG_LAMBDA = r"$\log\lambda$"
+BESIDE = 3.5  # ranks between an eigenvalue and the bracket of the gap above it
 LOWEST = 70  # eigenvalues drawn in Fig. 5: more are trivial
 
 
@@ -149,9 +150,16 @@ def loss_panels(runs: Sequence[Run]) -> list[Panel]:
     losses = [mean["boundary"].trace("boundary"), mean["bulk"].trace("bulk")]
     if exact:
         subset = course(exact, "bulk_exact/bulk")
-        losses.append(Trace("bulk, exact", subset.epochs, subset.mean, look="points"))
         part = course(exact, "bulk_exact/ratio")
-        ratio.append(Trace("exact", part.epochs, part.mean, look="points"))
+        epochs, bulk, boundary, count = _on_the_same(exact[0])
+        losses += [
+            Trace(f"bulk, exact, first {count}", subset.epochs, subset.mean, look="points"),
+            Trace(f"bulk, logit, first {count}", epochs, bulk, look="line"),
+        ]
+        ratio += [
+            Trace(f"exact, first {count}", part.epochs, part.mean, look="points"),
+            Trace(f"logit, first {count}", epochs, bulk / boundary, look="line"),
+        ]
     return [
         Panel("mean", "mean over samples", EPOCH, "loss a sample", tuple(losses),
               "signed log", "log"),
@@ -164,13 +172,36 @@ def loss_panels(runs: Sequence[Run]) -> list[Panel]:
     ]  # fmt: skip
 
 
+def _on_the_same(run: Run) -> tuple[Floats, Floats, Floats, int]:
+    """The logit losses of the samples that the exact method was used on, the first.
+
+    So that what lies between the two is the method's and not the samples'.
+
+    Returns:
+        Epochs (E,), mean bulk and mean boundary loss (E,), and how many samples.
+    """
+    steps = sorted({*run.array_steps("bulk_exact")} & {*run.array_steps("bulk_boundary")})
+    count = len(run.arrays("bulk_exact", steps[0])["bulk"])
+    stored = [run.arrays("bulk_boundary", step) for step in steps]
+    bulk, boundary = (
+        np.array([float(arrays[name][:count].mean()) for arrays in stored])
+        for name in ("bulk", "boundary")
+    )
+    return np.array(steps) / int(run.meta["steps_per_epoch"]), bulk, boundary, count
+
+
+def _times(epochs: Floats) -> list[int]:
+    """Those of the three times that differ: a short training has fewer."""
+    return list(dict.fromkeys(three_times(epochs)))
+
+
 def _carried(run: Run) -> Panel:
     """The share of the whole bulk loss that the samples of the largest carry."""
     steps = run.array_steps("bulk_boundary")
     per_epoch = int(run.meta["steps_per_epoch"])
     epochs = np.array(steps) / per_epoch
     traces = []
-    for place in three_times(epochs):
+    for place in _times(epochs):
         bulk = np.sort(run.arrays("bulk_boundary", steps[place])["bulk"])[::-1]
         ranks = np.unique(np.geomspace(1, len(bulk), 80).astype(int))
         carried = np.cumsum(bulk)[ranks - 1] / bulk.sum()
@@ -214,7 +245,7 @@ def spectrum_panels(nets: Mapping[str, Sequence[Run]]) -> list[Panel]:
 
 def _distribution(net: str, runs: Sequence[Run]) -> Panel:
     found = [spectra(run) for run in runs]
-    times = three_times(found[0][0])
+    times = _times(found[0][0])
     pooled = [np.concatenate([logs[place] for _, logs in found]) for place in times]
     pooled = [values[np.abs(values) > THRESHOLD] for values in pooled]
     reach = max(float(np.abs(values).max()) for values in pooled)
@@ -230,9 +261,9 @@ def _distribution(net: str, runs: Sequence[Run]) -> Panel:
 
 
 def gap_panels(nets: Mapping[str, Sequence[Run]]) -> list[Panel]:
-    """The lowest eigenvalues of the first seed at three times, with arrows at all candidates."""
+    """The lowest eigenvalues of the first seed at three times, with all candidates for the gap."""
     epochs, logs = spectra(nets["deep"][0])
-    views = [("deep", epochs[place], logs[place]) for place in three_times(epochs)]
+    views = [("deep", epochs[place], logs[place]) for place in _times(epochs)]
     epochs, logs = spectra(nets["shallow"][0])
     views.append(("shallow", epochs[-1], logs[-1]))
     return [_ladder(net, float(epoch), row, net == "deep") for net, epoch, row in views]
@@ -241,8 +272,9 @@ def gap_panels(nets: Mapping[str, Sequence[Run]]) -> list[Panel]:
 def _ladder(net: str, epoch: float, logs: Floats, paper: bool) -> Panel:
     lowest = np.sort(logs)[:LOWEST]
     ranks = np.arange(1.0, len(lowest) + 1.0)
-    arrows = tuple(
-        Arrow(gap.count_below + 0.5, gap.middle, str(gap.count_below)) for gap in lower_gaps(logs)
+    brackets = tuple(
+        Bracket(gap.count_below + BESIDE, gap.below, gap.above, str(gap.count_below))
+        for gap in lower_gaps(logs)
     )
     levels = tuple(Level("the paper's gaps", gap) for gap in GAPS) if paper else ()
     return Panel(
@@ -252,7 +284,7 @@ def _ladder(net: str, epoch: float, logs: Floats, paper: bool) -> Panel:
         LOG_LAMBDA,
         (Trace("eigenvalues", ranks, lowest, look="points"),),
         levels=levels,
-        arrows=arrows,
+        brackets=brackets,
     )
 
 
@@ -343,20 +375,21 @@ def _gap_betas(runs: Sequence[Run]) -> Trace:
         for gap in lower_gaps(row)
     ]
     x, y = np.array(pairs).T
-    return Trace("from the gaps, eq. 9.4, all candidates", x, y, look="points")
+    return Trace("from the gaps, eq. 9.4, all candidates", x, y, look="faint")
 
 
 def _first_law(found: Moments) -> Panel:
     laws = found.laws(BETA)
     hard = found.laws(BETA, hard_count(found.ensembles[-1]))
     sizes = {
-        "$|dU|$": laws.energy_changes,
-        r"$|T\,dS|$": laws.heat,
         "|work of the spectrum|": laws.work,
         rf"the paper's $|T\,dC|$, $N_>$ = {hard.count}": hard.printed_complexity,
     }
+    # dU and T dS agree to the eye: a line, and markers on it
     traces = [
-        Trace(name, found.epochs[1:], np.abs(np.asarray(values))) for name, values in sizes.items()
+        Trace("$|dU|$", found.epochs[1:], np.abs(np.asarray(laws.energy_changes)), look="line"),
+        Trace(r"$|T\,dS|$", found.epochs[1:], np.abs(np.asarray(laws.heat)), look="points"),
+        *(Trace(k, found.epochs[1:], np.abs(np.asarray(v))) for k, v in sizes.items()),
     ]
     return Panel(
         "first_law",

@@ -11,7 +11,10 @@ from torch_thermo.papers.vanchurin.recipe import load_digits, recipe
 from torch_thermo.papers.vanchurin.training import Progress, train
 from torch_thermo.store import Run
 
-__all__ = ["prepare"]
+__all__ = ["PIXELS", "prepare"]
+
+PIXELS = 784
+"""Of the paper's images: the sizes of its nets and its numbers, as C_834, are of these."""
 
 
 def prepare(
@@ -30,6 +33,7 @@ def prepare(
         out: folder of all runs: ``<out>/<budget>/<net>/seed<k>/``.
         budget: "quick" (5 seeds, batches of 32) or "paper" (one seed, batches of one, by numba).
         data: see `torch_thermo.data.load`; 6,000 samples are taken, of ``mnist5k`` all 5,000.
+            Images of 784 pixels.
         nets: "deep", "shallow" or both.
         epochs: None takes the budget's. Fewer than are trained already changes nothing.
         progress: told what is done, how much of it, and of how much.
@@ -39,7 +43,7 @@ def prepare(
 
     Raises:
         ValueError: an unknown budget or net, no net, ``epochs`` below 1, data that are not usable,
-            or a folder that holds a training of other data or settings.
+            images of another size, or a folder that holds a training of other data or settings.
         NotADirectoryError: ``out`` is a file, or lies below one.
         FileNotFoundError, ModuleNotFoundError, OSError: the data or numba are missing.
     """
@@ -52,6 +56,9 @@ def prepare(
     if not nets:
         raise ValueError("nets must name at least one of deep and shallow, got none")
     digits = load_digits(data)
+    if digits.inputs.shape[1] != PIXELS:
+        found = digits.inputs.shape[1]
+        raise ValueError(f"the paper's nets take images of {PIXELS} pixels, got {found} of {data}")
     recipes = [recipe(budget, net, digits) for net in nets]
     with one_thread():
         for one in recipes:

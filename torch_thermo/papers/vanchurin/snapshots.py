@@ -9,20 +9,23 @@ from __future__ import annotations
 
 import json
 import re
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from torch_thermo.store.files import replace_file, write_npz
 
-__all__ = ["Checkpoint", "load_snapshot", "save_snapshot", "snapshots"]
+__all__ = ["Checkpoint", "clean_up", "load_snapshot", "save_snapshot", "snapshots"]
 
 _NAME = re.compile(r"epoch_(\d+)\.npz")
+_TEMPORARY = re.compile(r"\..*\.[0-9a-f]{8}\.tmp")
 
 
 @dataclass(frozen=True)
@@ -55,13 +58,15 @@ class Checkpoint:
         """Read it; None where there is none.
 
         Raises:
-            ValueError: it is of another training than ``setting`` says.
+            ValueError: it is of another training than ``setting`` says, or damaged.
         """
         path = folder / "checkpoint.npz"
         if not path.is_file():
             return None
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
+        arrays = _arrays(path, "the training then begins anew")
+        missing = {"epoch", "generator", "setting"} - set(arrays)
+        if missing:
+            raise _damaged(path, f"no {min(missing)} in it", "the training then begins anew")
         found = json.loads(str(arrays["setting"]))
         differing = [
             f"{name} {found.get(name)!r} instead of {setting.get(name)!r}"
@@ -92,9 +97,13 @@ def save_snapshot(folder: Path, epoch: int, weights: Mapping[str, Tensor]) -> No
 
 
 def load_snapshot(path: Path) -> dict[str, Tensor]:
-    """The weights of a snapshot, {name: parameter}, in the dtype of the training."""
-    with np.load(path, allow_pickle=False) as archive:
-        return {name: torch.from_numpy(archive[name]) for name in archive.files}
+    """The weights of a snapshot, {name: parameter}, in the dtype of the training.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    arrays = _arrays(path, "its epoch is then left out")
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
 def snapshots(folder: Path) -> dict[int, Path]:
@@ -105,3 +114,24 @@ def snapshots(folder: Path) -> dict[int, Path]:
         if (match := _NAME.fullmatch(path.name))
     }
     return dict(sorted(found.items()))
+
+
+def clean_up(folder: Path) -> None:
+    """Delete the temporary files that a killed run has left in and below a folder."""
+    for path in folder.rglob(".*.tmp"):
+        if _TEMPORARY.fullmatch(path.name):
+            path.unlink(missing_ok=True)
+
+
+def _arrays(path: Path, without: str) -> dict[str, npt.NDArray[Any]]:
+    """All arrays of a file; ``without`` says what removing it means."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    # AttributeError: a file that is one array, and no archive
+    except (zipfile.BadZipFile, ValueError, EOFError, AttributeError) as error:
+        raise _damaged(path, str(error), without) from error
+
+
+def _damaged(path: Path, why: str, without: str) -> ValueError:
+    return ValueError(f"{path} is damaged ({why}): remove it; {without}")

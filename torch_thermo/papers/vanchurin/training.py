@@ -11,7 +11,7 @@ from torch import Tensor
 
 from torch_thermo.papers.vanchurin.online import OnlineTrainer
 from torch_thermo.papers.vanchurin.recipe import Digits, Recipe, snapshot_epochs
-from torch_thermo.papers.vanchurin.snapshots import Checkpoint, save_snapshot
+from torch_thermo.papers.vanchurin.snapshots import Checkpoint, clean_up, save_snapshot
 
 __all__ = ["BatchedTrainer", "Progress", "train"]
 
@@ -144,13 +144,15 @@ def train(
         progress: told of each epoch.
 
     Raises:
-        ValueError: ``epochs`` is below 1, or the folder holds another training.
-        ModuleNotFoundError: batches of one need numba.
+        ValueError: ``epochs`` is below 1, or the folder holds another training or a damaged
+            checkpoint.
+        ModuleNotFoundError: batches of one need numba; nothing is written then.
     """
     last = recipe.budget.epochs if epochs is None else epochs
     due = snapshot_epochs(last, recipe.budget.per_decade)
     standing: dict[int, list[tuple[int, Checkpoint]]] = {}
     for seed in recipe.budget.seeds:
+        clean_up(recipe.folder(out, seed))
         point = _standing(recipe, digits, seed, recipe.folder(out, seed))
         standing.setdefault(point.epoch, []).append((seed, point))
     # together, but for those whose last checkpoint a break-off has prevented
@@ -174,6 +176,10 @@ def _go_on(
     for generator, (_, point) in zip(generators, group, strict=True):
         generator.set_state(point.generator)
     trainer = _trainer(recipe, digits, [point.weights for _, point in group])
+    if start == 0:  # not before there is a trainer: without numba no folder is left behind
+        for folder, (_, point) in zip(folders, group, strict=True):
+            save_snapshot(folder, 0, point.weights)
+            point.save(folder)
     for epoch in range(start + 1, last + 1):
         orders = [torch.randperm(len(digits), generator=generator) for generator in generators]
         trainer.epoch(torch.stack(orders))
@@ -189,7 +195,7 @@ def _go_on(
 
 
 def _standing(recipe: Recipe, digits: Digits, seed: int, folder: Path) -> Checkpoint:
-    """The last checkpoint of a seed; that of its beginning, just written, where there is none."""
+    """The last checkpoint of a seed; that of its beginning where there is none."""
     setting = recipe.setting(digits, seed)
     found = Checkpoint.load(folder, setting)
     if found is None:
@@ -199,8 +205,6 @@ def _standing(recipe: Recipe, digits: Digits, seed: int, folder: Path) -> Checkp
             for name, weight in recipe.network(seed).named_parameters()
         }
         found = Checkpoint(0, weights, torch.Generator().manual_seed(seed).get_state(), setting)
-        save_snapshot(folder, 0, weights)
-        found.save(folder)
     return found
 
 
