@@ -80,7 +80,8 @@ PARTS: list[tuple[Callable[..., Any], str]] = [
     ),
     (
         lambda m, x: torch.add(x, x, alpha=m.norm.num_batches_tracked),
-        r"part.*(its alpha is a Live, not a number|'alpha' must be Number, not _Proxy)",
+        r"part(\.norm \(add\).*its alpha is a Live, not a number"
+        r"| \(Part\).*'alpha' must be Number, not _Proxy)",
     ),
     (
         lambda m, x: x.view(-1, 4, 1) * m.layer.weight,

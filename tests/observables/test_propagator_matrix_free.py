@@ -219,9 +219,9 @@ class TestOptions:
     def test_seeds_and_chunks(self, monkeypatch):
         network, x = images(Convolutional(), count=2)
         found, again, other = (free(network, x, probes=3, steps=8, seed=s) for s in (0, 0, 1))
-        # some builds of BLAS add in an order that depends on where the numbers lie
-        torch.testing.assert_close(again.nodes, found.nodes, rtol=1e-12, atol=1e-12)
-        assert again.mu(3).value == pytest.approx(found.mu(3).value, rel=1e-10)
+        assert torch.equal(found.nodes, again.nodes)
+        # torch 2.8: the least squares of equal nodes differ in the last digit
+        assert again.mu(3).value == pytest.approx(found.mu(3).value, rel=1e-14)
         assert not torch.allclose(found.nodes, other.nodes, 1e-6, 1e-6)
         monkeypatch.setattr(matrix_free, "_BASIS_BYTES", 1)
         monkeypatch.setattr(matrix_free, "_VECTOR_BYTES", 1)

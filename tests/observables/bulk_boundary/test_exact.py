@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from tests.observables.bulk_boundary.support import fill, least_squares, noise
 from torch_thermo.data import mnist5k
 from torch_thermo.network import Network
 from torch_thermo.network.joins import Sum
@@ -17,19 +18,6 @@ from torch_thermo.observables.bulk_boundary import bulk_boundary_loss, residuals
 from torch_thermo.observables.bulk_boundary.exact import relax
 from torch_thermo.observables.bulk_boundary.example_loss import ExampleLoss
 from torch_thermo.systems import TanhMLP
-
-
-def noise(*shape, seed=0, scale=1.0):
-    generator = torch.Generator().manual_seed(seed)
-    return scale * torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-
-def fill(model, scale=1.5):
-    model = model.double()
-    for number, parameter in enumerate(model.parameters()):
-        fan = parameter[0].numel() if parameter.dim() > 1 else 4
-        parameter.data = noise(*parameter.shape, seed=number + 1, scale=scale / math.sqrt(fan))
-    return model.eval()
 
 
 def mlp(*sizes, last=None, hidden=nn.Tanh, scale=1.5):
@@ -44,7 +32,8 @@ def conv():
         nn.Sequential(
             *(nn.Conv2d(2, 4, 3, padding=1, stride=2), nn.Tanh(), nn.AvgPool2d(2)),
             *(nn.Conv2d(4, 6, 2), nn.Tanh(), nn.Flatten(), nn.Linear(24, 3), nn.Tanh()),
-        )
+        ),
+        1.5,
     )
 
 
@@ -56,23 +45,11 @@ def exact(model, inputs, targets, loss_fn=None, **options):
 @pytest.mark.parametrize("shape", [(5, 8, 3), (5, 2, 4), (4, 6, 6, 5)])
 def test_linear_nets_are_dense_least_squares(shape):
     """All residuals are linear in the hidden states."""
-    model = fill(nn.Sequential(*[nn.Linear(a, b) for a, b in pairwise(shape)]))
+    model = fill(nn.Sequential(*[nn.Linear(a, b) for a, b in pairwise(shape)]), 1.5)
     inputs, targets = noise(7, shape[0]), noise(7, shape[-1], seed=5)
     found = exact(model, inputs, targets)
-    hidden = shape[1:-1]
     for n in range(7):
-
-        def residual(x, n=n):
-            before, found = inputs[n], []
-            for layer, state in zip(model, (*x.split(hidden), targets[n]), strict=True):
-                found.append(state - layer(before))
-                before = state
-            return torch.cat(found)
-
-        zero = torch.zeros(sum(hidden), dtype=torch.float64)
-        matrix, constant = torch.func.jacrev(residual)(zero), residual(zero).detach()
-        x = torch.linalg.lstsq(matrix, -constant[:, None]).solution[:, 0]
-        expected = 0.5 * residual(x).square().sum().item()
+        expected = least_squares(model, inputs[n], targets[n])
         assert found.bulk[n].item() == pytest.approx(expected, rel=1e-12)
     assert bool(found.converged.all())
     assert float(found.spread.max()) < 1e-12

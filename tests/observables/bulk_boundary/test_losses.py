@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from tests.observables.bulk_boundary.support import fill, least_squares, noise
 from torch_thermo.network import Network
 from torch_thermo.observables.bulk_boundary import (
     BulkBoundary,
@@ -18,20 +19,6 @@ from torch_thermo.observables.bulk_boundary import (
 from torch_thermo.systems import VGG, TanhMLP
 
 METHODS = ("linear", "logit")
-
-
-def noise(*shape, seed=0, scale=1.0):
-    generator = torch.Generator().manual_seed(seed)
-    return scale * torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-
-def fill(model, scale=1.0):
-    """Give a model weights of its own, in float64."""
-    model = model.double()
-    for number, parameter in enumerate(model.parameters()):
-        fan = parameter[0].numel() if parameter.dim() > 1 else 4
-        parameter.data = noise(*parameter.shape, seed=number + 1, scale=scale / math.sqrt(fan))
-    return model.eval()
 
 
 def mlp(*sizes, last=None, hidden=nn.Tanh):
@@ -166,21 +153,8 @@ def test_linear_net_methods_agree_with_each_other_and_with_the_exact_minimum(sha
     linear = measure(model, inputs, targets, method="linear")
     logit = measure(model, inputs, targets, method="logit")
     assert torch.allclose(linear.bulk, logit.bulk, rtol=1e-12, atol=0)
-    # the definition over the states themselves: all residuals are linear in them
-    hidden = shape[1:-1]
     for n in range(7):
-
-        def residuals(x, n=n):
-            before, found = inputs[n], []
-            for layer, state in zip(model, (*x.split(hidden), targets[n]), strict=True):
-                found.append(state - layer(before))
-                before = state
-            return torch.cat(found)
-
-        zero = torch.zeros(sum(hidden), dtype=torch.float64)
-        matrix, constant = torch.func.jacrev(residuals)(zero), residuals(zero).detach()
-        x = torch.linalg.lstsq(matrix, -constant[:, None]).solution[:, 0]
-        expected = 0.5 * residuals(x).square().sum().item()
+        expected = least_squares(model, inputs[n], targets[n])
         assert logit.bulk[n].item() == pytest.approx(expected, rel=1e-10)
 
 
