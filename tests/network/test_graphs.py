@@ -50,9 +50,20 @@ def same(model: nn.Module, *shape: int) -> Network:
     for found, state in zip(network.states(x, zeros)[0], states, strict=True):
         torch.testing.assert_close(found, state, rtol=0, atol=0)
     assert [s.shape[1:] for s in states] == [stage.shape for stage in network.stages]
+    torch.testing.assert_close(along_the_graph(network, x), expected, rtol=1e-12, atol=tolerance)
     layers = [o for o in network.operations if isinstance(o, Dense | Convolution)]
     assert len({id(o) for o in layers}) == len(layers)
     return network
+
+
+def along_the_graph(network: Network, x: Tensor) -> Tensor:
+    """The output, each node computed from the values that `Network.graph` says it takes."""
+    values = [x]
+    for number, (operation, takes) in enumerate(network.graph):
+        assert all(taken < number for taken in takes)
+        values.append(operation(*(values[taken + 1] for taken in takes)))
+    assert [node.operation for node in network.graph] == list(network.operations)
+    return values[-1]
 
 
 def read(forward: Callable[..., Any]) -> Network:

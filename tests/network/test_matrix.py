@@ -143,6 +143,8 @@ def test_what_makes_it_recurrent() -> None:
     network = Network.from_matrix(w, torch.zeros(4), torch.tanh, 1, [2, 3])
     assert [s.parents for s in network.stages] == [(-1,), (0, 1)]
     assert network.is_recurrent
+    with pytest.raises(ValueError, match="recurrent network is no graph"):
+        _ = network.graph
     network = Network.from_matrix(w, torch.zeros(4), torch.tanh, 1, [2])
     assert [s.parents for s in network.stages] == [(-1, 1), (0,)]
     # 1 is read by 2, and 2 by 3: one hidden stage, although there is a path of length 2

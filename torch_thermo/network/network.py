@@ -13,7 +13,7 @@ from torch_thermo.network.matrix import Indices, matrix_stages
 from torch_thermo.network.operations import Convolution, Dense, Operation
 from torch_thermo.network.reading import read_model
 from torch_thermo.network.splitting import split
-from torch_thermo.network.stages import Stage
+from torch_thermo.network.stages import Node, Stage, flattened
 
 __all__ = ["Network"]
 
@@ -154,6 +154,17 @@ class Network:
         return tuple(
             operation for stage in self.stages for operation in (*stage.linear, *stage.activation)
         )
+
+    @property
+    def graph(self) -> tuple[Node, ...]:
+        """The `operations` in order, each with the numbers of those whose values it takes.
+
+        Raises:
+            ValueError: the network is recurrent: its operations have no order.
+        """
+        if self.is_recurrent:
+            raise ValueError("a recurrent network is no graph of operations in order")
+        return flattened(self.stages)
 
     @property
     def output_shape(self) -> torch.Size:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from torch_thermo.network.base import Operation
 
-__all__ = ["Stage", "chained", "composed", "flat"]
+__all__ = ["Node", "Stage", "chained", "composed", "flat", "flattened"]
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,39 @@ class Stage:
     def size(self) -> int:
         """The number of neurons: units of the state."""
         return self.shape.numel()
+
+
+class Node(NamedTuple):
+    """An operation and where its arguments come from.
+
+    Attributes:
+        operation: one argument, a `Join` several.
+        takes: for each argument the number of the node that gives it, -1 the network's input.
+    """
+
+    operation: Operation
+    takes: tuple[int, ...]
+
+
+def flattened(stages: Sequence[Stage]) -> tuple[Node, ...]:
+    """Return the operations of feed-forward stages as one graph, each behind all that it takes.
+
+    The last node gives the last stage's state.
+    """
+    nodes: list[Node] = []
+    states: list[int] = []
+    for stage in stages:
+        parents = [-1 if parent < 0 else states[parent] for parent in stage.parents]
+        first = len(nodes)
+        for operation, taken in zip(stage.linear, stage.takes, strict=True):
+            takes = tuple(parents[k] if k >= 0 else first + ~k for k in taken)
+            nodes.append(Node(operation, takes))
+        last = len(nodes) - 1 if stage.linear else parents[0]
+        for operation in stage.activation:
+            nodes.append(Node(operation, (last,)))
+            last = len(nodes) - 1
+        states.append(last)
+    return tuple(nodes)
 
 
 def chained(count: int) -> tuple[tuple[int, ...], ...]:
