@@ -1,4 +1,4 @@
-"""What circuits cost on a 12-layer VGG: exact sums by transform, and sampled paths a second.
+"""What circuits cost on a 12-layer VGG: exact sums and shares, and sampled paths a second.
 
 Run from the checkout::
 
@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from torch_thermo.network import Network
-from torch_thermo.observables.circuits import circuit_sums, sample_circuits
+from torch_thermo.observables.circuits import circuit_sums, layer_marginals, sample_circuits
 from torch_thermo.systems import VGG
 
 TRANSFORMS = ("[w != 0]", "sign w", "abs w", "w", "w^2")
@@ -70,18 +70,37 @@ def sums_rows(network: Network, inputs: torch.Tensor, seconds: Stopwatch) -> lis
     return [{"what": "sums", "unit": "s an example and transform", **row}]
 
 
+def marginals_rows(
+    network: Network, inputs: torch.Tensor, seconds: Stopwatch
+) -> list[dict[str, Any]]:
+    """Shares of paths and of mass through each operation and channel."""
+    times = seconds(lambda: layer_marginals(network, inputs))
+    row = {"examples": len(inputs), "times": times, "value": median(times) / len(inputs)}
+    return [{"what": "marginals", "unit": "s an example", **row}]
+
+
 def sampling_rows(
     network: Network, inputs: torch.Tensor, paths: int, seconds: Stopwatch
 ) -> list[dict[str, Any]]:
-    """The sampler: one path an example for what a table costs; then many paths of one example."""
+    """The sampler: one path an example for what a table costs; then many paths of one example.
+
+    Then circuits of order 2 of these paths, and the paths drawn again with where they run.
+    """
     few = seconds(lambda: sample_circuits(network, inputs, len(inputs)))
     one = seconds(lambda: sample_circuits(network, inputs[:1], 1))
     many = seconds(lambda: sample_circuits(network, inputs[:1], paths))
     rate = (paths - 1) / (median(many) - median(one))
+    drawn = sample_circuits(network, inputs[:1], paths)
+    order = seconds(lambda: drawn.order(2))
+    kept = seconds(lambda: sample_circuits(network, inputs[:1], paths, keep_paths=True))
+    kept_rate = (paths - 1) / (median(kept) - median(one))
+    single = {"unit": "paths a second", "examples": 1}
     tables = {"examples": len(inputs), "times": few, "value": median(few) / len(inputs)}
     return [
         {"what": "tables", "unit": "s an example", **tables},
-        {"what": "rate", "unit": "paths a second", "examples": 1, "times": many, "value": rate},
+        {"what": "rate", **single, "times": many, "value": rate},
+        {"what": "order 2", **single, "times": order, "value": paths / median(order)},
+        {"what": "kept", **single, "times": kept, "value": kept_rate},
     ]
 
 
@@ -96,8 +115,9 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
         found = sampling_rows(network, inputs[:8], options.paths, seconds)
         for examples in options.examples:
             found += sums_rows(network, inputs[:examples], seconds)
+        found += marginals_rows(network, inputs[:8], seconds)
         for row in found:
-            goal = GOALS[row["what"]] if share == 0 else None
+            goal = GOALS.get(row["what"]) if share == 0 else None
             rows.append({"pruned": share, "goal": goal, "met": _met(row, goal), **row})
     return rows
 

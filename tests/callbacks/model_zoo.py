@@ -166,16 +166,7 @@ ZOO = (
         },
     ),
     Entry("VGG", lambda: WithCriterion(vgg(), hinge), (1, 4, 4), "signs"),
-    Entry(
-        "ResNet",
-        lambda: Trained(resnet(), F.cross_entropy),
-        (1, 4, 4),
-        skipped={
-            CIRCUITS: "net.2.add (add) cannot be read: branches meet there, as in skip "
-            "connections; for circuits chains are read, where each operation takes what the one "
-            "before gives"
-        },
-    ),
+    Entry("ResNet", lambda: Trained(resnet(), F.cross_entropy), (1, 4, 4)),
     Entry(
         "transformer",
         lambda: Trained(Transformer(), F.cross_entropy),

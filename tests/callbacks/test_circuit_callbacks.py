@@ -16,13 +16,14 @@ from torch.utils.data import TensorDataset
 from tests.callbacks.support import (
     Classifier,
     blobs,
+    compare,
     finite,
     loader,
     make_trainer,
     notices,
     steps_of,
 )
-from torch_thermo.callbacks import At, CircuitSymmetry, Every, Thermometer
+from torch_thermo.callbacks import At, CircuitSymmetry, Every, Thermometer, circuit_symmetry
 from torch_thermo.dashboard import decade_floor, histogram_arrays, signed_log
 from torch_thermo.network import Network
 from torch_thermo.observables.circuits import circuit_asymmetry, sample_circuits
@@ -136,6 +137,100 @@ def test_the_sample_is_what_the_function_says(tmp_path):
     for name, values in histogram.items():
         np.testing.assert_allclose(arrays[name], values, rtol=1e-9)
     assert arrays["counts"].sum() == 800
+
+
+ORDERS = {0: SAMPLE, 1: f"{SAMPLE}_order1", 2: f"{SAMPLE}_order2"}
+
+
+class Around(nn.Module):
+    """A layer with a way around it."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.layer = nn.Linear(size, size)
+
+    def forward(self, x):
+        return x + self.layer(x).relu()
+
+
+class Skipping(Classifier):
+    """Skip connections, biases and batch normalisation."""
+
+    def __init__(self, **options: Any):
+        super().__init__(**options)
+        self.net = nn.Sequential(
+            nn.Linear(6, 5), nn.BatchNorm1d(5), nn.ReLU(), Around(5), Around(5), nn.Linear(5, 3)
+        )
+
+
+@pytest.mark.parametrize("kind", [Scalar, Skipping])
+def test_samples_of_all_orders_are_of_one_draw(tmp_path, monkeypatch, kind):
+    draws = []
+
+    def counting(*given: Any, **options: Any) -> Any:
+        draws.append(sample_circuits(*given, **options))
+        return draws[-1]
+
+    monkeypatch.setattr(circuit_symmetry, "sample_circuits", counting)
+    module = kind()
+    callback = CircuitSymmetry(
+        START, START, paths=3000, sample_examples=5, seed=3, orders=(0, 1, 2)
+    )
+    network = Network.from_module(module.eval(), blobs().tensors[0])
+    module.train()
+    initial = {name: value.clone() for name, value in module.state_dict().items()}
+    data = signs() if kind is Scalar else blobs()
+    assert fit(tmp_path, module, callback, data) == []
+    assert len(draws) == 1
+    module.load_state_dict(initial)
+    x, y = (t[callback.session.probe.indices[:5]] for t in data.tensors)
+    own = sample_circuits(network, x, 3000, seed=3, targets=y)
+    for order, observable in ORDERS.items():
+        sign, log_abs = own.order(order, 3).weighted()
+        stored, arrays = row(callback, observable), callback.stored().arrays(observable, 0)
+        assert set(stored) == QUANTITIES[SAMPLE]
+        # in a chain without biases every path has as many weights
+        assert (stored["n"] == 3000) == (kind is Scalar or order == 0)
+        assert stored["n"] == len(sign) == arrays["counts"].sum() > 500
+        expected = symmetry_test(sign * log_abs.exp())
+        assert stored["butler"] == pytest.approx(expected.butler, rel=1e-6)
+        assert stored["odd_moment"] == pytest.approx(expected.odd_moment, rel=1e-6)
+        floor = decade_floor(log_abs)
+        histogram = histogram_arrays(signed_log(sign, log_abs, floor), floor=floor)
+        np.testing.assert_allclose(arrays["counts"], histogram["counts"])
+        assert float(arrays["floor"]) == floor
+
+
+def test_sums_of_a_net_with_skip_connections(tmp_path):
+    module, callback = Skipping(), CircuitSymmetry(START, START, examples=30, paths=50)
+    network = Network.from_module(module.eval(), blobs().tensors[0])
+    module.train()
+    initial = {name: value.clone() for name, value in module.state_dict().items()}
+    assert fit(tmp_path, module, callback, blobs()) == []
+    module.load_state_dict(initial)
+    x, y = (t[callback.session.probe.indices[:30]] for t in blobs().tensors)
+    expected = circuit_asymmetry(network, x, y)
+    arrays = callback.stored().arrays(SUMS, 0)
+    for name in ("alive", "sign_balance", "mass_asymmetry", "output"):
+        np.testing.assert_allclose(arrays[name], getattr(expected, name).numpy(), rtol=1e-6)
+
+
+def test_orders_one_after_the_other_have_names_of_their_own(tmp_path):
+    callback = CircuitSymmetry(START, START, paths=50, orders=[2, 1])
+    assert list(callback.observables()) == [SUMS, ORDERS[2], ORDERS[1]]
+    assert fit(tmp_path, Scalar(), callback, signs()) == []
+    assert SAMPLE not in callback.history
+    assert row(callback, ORDERS[1])["n"] == 50
+
+
+def test_samples_of_all_orders_leave_the_training_as_it_is(tmp_path):
+    def make():
+        return Skipping(), loader(batch_size=10)
+
+    callback = CircuitSymmetry(sample=Every(steps=4), paths=300, probe=24, orders=(0, 1, 2))
+    stored = compare(tmp_path, make, [callback])
+    for observable in ORDERS.values():
+        assert finite(stored, observable, "sign_balance") == [0, 4, 8, 12, 15]
 
 
 @pytest.mark.parametrize(
@@ -409,6 +504,11 @@ def test_products_beyond_the_range_of_float64(tmp_path):
         ({"output": -1}, ValueError, "got -1"),
         ({"output": True}, TypeError, 'output must be a number or "target", got True'),
         ({"output": 1.0}, TypeError, r"got 1\.0"),
+        ({"orders": ()}, ValueError, r"orders must be .*, got \(\)"),
+        ({"orders": (0, 3)}, ValueError, r"orders must be different ones of 0, 1 and 2.*\(0, 3\)"),
+        ({"orders": (1, 1)}, ValueError, r"got \(1, 1\)"),
+        ({"orders": 1}, TypeError, "orders must be .*, got 1"),
+        ({"orders": (True,)}, TypeError, r"got \(True,\)"),
         ({"sample": 3}, TypeError, "sample must be callable, got int"),
     ],
 )

@@ -1,6 +1,7 @@
 import importlib
 import math
 import re
+import statistics
 
 import pytest
 import torch
@@ -39,6 +40,15 @@ def relu_net(widths=(5, 6, 4), loss=squared, dtype=torch.float64, seed=0):
     x, y = randn(20, widths[0], seed=100), randn(20, 1, seed=101).sign()
     cut = zip(x.to(dtype).split(12), y.to(dtype).split(12), strict=True)
     return Risk(nn.Sequential(*layers[:-1]).to(dtype), loss, list(cut))
+
+
+def quadratic(values):
+    """A risk whose Hessian has these eigenvalues, in directions of no axis."""
+    axes = torch.linalg.qr(randn(len(values), len(values), seed=5)).Q
+    matrix = axes @ values.diag() @ axes.T
+    model = nn.ParameterList([torch.ones(len(values), dtype=torch.float64)])
+    batches = [torch.zeros(1)]
+    return Risk.from_closure(model, lambda m, _: 0.5 * m[0] @ matrix @ m[0], batches)
 
 
 def hinge(output, target):
@@ -275,3 +285,27 @@ class TestMemory:
         hessian_spectrum(risk, start=randn(risk.numel))
         with pytest.raises(MemoryError, match="probes=2"):
             hessian_spectrum(risk, start=randn(risk.numel, 2))
+
+
+class TestOddMoments:
+    def test_few_large_eigenvalues_carry_them(self):
+        # four eigenvalues of 200 hold all of the cubes: the weights of random starts are off by
+        # their own size, the eigenvalues are found to all digits
+        values = 1e-3 * randn(200)
+        values[:4] = torch.tensor([1.0, -0.95, 0.5, -0.6])
+        exact = float(values.pow(3).sum() / values.abs().pow(3).sum())
+        errors = {"found": [], "quadrature": []}
+        for seed in range(10):
+            found = hessian_spectrum(quadratic(values), steps=12, probes=2, seed=seed)
+            errors["found"].append(abs(found.odd_moments[3].value - exact))
+            errors["quadrature"].append(abs(found.measure.odd_moment(3).value - exact))
+        assert max(errors["found"]) < 1e-3
+        assert statistics.median(errors["quadrature"]) > 0.1
+
+    @pytest.mark.parametrize("options", [{"basis": "none"}, {"start": torch.ones(200).double()}])
+    def test_without_random_starts_and_a_basis_they_are_the_quadratures(self, options):
+        values = 1e-3 * randn(200)
+        values[:4] = torch.tensor([1.0, -0.95, 0.5, -0.6])
+        found = hessian_spectrum(quadratic(values), steps=12, **options)
+        for p in (3, 5):
+            assert found.odd_moments[p].value == found.measure.odd_moment(p).value

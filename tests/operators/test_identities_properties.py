@@ -1,5 +1,7 @@
 """What Li's paper says of bias-free piecewise-linear nets, and which nets it does not hold for."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -49,19 +51,32 @@ def dense_net(widths, slope, bias=False):
     return nn.Sequential(*layers[:-1])
 
 
-def conv_net(channels, slope, pool):
+def conv_net(channels, slope, pool, grouped, stride):
     layers, last = [], 1
     for c in channels:
-        layers += [nn.Conv2d(last, c, 3, padding=1, bias=False), activation(slope)]
-        last = c
-    return nn.Sequential(*layers, pool(2), nn.Flatten(), nn.Linear(9 * last, 1, bias=False))
+        groups = math.gcd(last, c) if grouped else 1
+        layers += [
+            nn.Conv2d(last, c, 3, stride, padding=1, groups=groups, bias=False),
+            activation(slope),
+        ]
+        last, stride = c, 1
+    return nn.Sequential(*layers, pool(), nn.Flatten(), nn.LazyLinear(1, bias=False))
+
+
+POOLS = (
+    lambda: nn.MaxPool2d(2),
+    lambda: nn.AvgPool2d(2),
+    lambda: nn.MaxPool2d(3, stride=2, padding=1),
+    lambda: nn.AvgPool2d(3, stride=1, padding=1, count_include_pad=False),
+    lambda: nn.AdaptiveAvgPool2d(2),
+)
 
 
 @st.composite
 def problems(draw, depth=(2, 4), kinds=("dense", "conv")):
     """A net, its number of weight layers, and two unequal batches."""
     seed = draw(st.integers(0, 2**16))
-    slope = draw(st.sampled_from([0.0, 0.1, 0.5]))
+    slope = draw(st.sampled_from([0.0, 0.1, 0.5, -0.3]))
     layers = draw(st.integers(*depth))
     kind = draw(st.sampled_from(kinds))
     with torch.random.fork_rng(devices=[]):
@@ -71,8 +86,10 @@ def problems(draw, depth=(2, 4), kinds=("dense", "conv")):
             net, x = dense_net(widths, slope), torch.randn(11, widths[0])
         else:
             channels = draw(st.lists(st.integers(1, 2), min_size=layers - 1, max_size=layers - 1))
-            pool = draw(st.sampled_from([nn.MaxPool2d, nn.AvgPool2d]))
-            net, x = conv_net(channels, slope, pool), torch.randn(11, 1, 6, 6)
+            pool, stride = draw(st.sampled_from(POOLS)), draw(st.integers(1, 2))
+            net = conv_net(channels, slope, pool, draw(st.booleans()), stride)
+            x = torch.randn(11, 1, 5, 5)
+            net(x)  # the last layer's size
         for p in net.parameters():  # He's scale, so that few nets are dead
             p.data.normal_(std=(2 / p[0].numel()) ** 0.5)
         y = torch.randn(11, 1).sign()
@@ -96,8 +113,8 @@ def layer_forces(risk):
     return torch.stack([gradient[b] @ theta[b] for b in risk.blocks.values()])
 
 
-def own_blocks(operator):
-    matrix = operator.dense()
+def own_blocks(operator, matrix=None):
+    matrix = operator.dense() if matrix is None else matrix
     return torch.stack([matrix[b, b].abs().max() for b in operator.blocks.values()])
 
 
@@ -109,8 +126,9 @@ few = settings(max_examples=25)
 def test_own_blocks_and_trace_are_zero(problem):
     net, _, batches = problem
     operator = HessianOperator(Risk(net, hinge, batches))
-    assert not own_blocks(operator).any()
-    values = torch.linalg.eigvalsh(operator.dense())
+    matrix = operator.dense()
+    assert not own_blocks(operator, matrix).any()
+    values = torch.linalg.eigvalsh(matrix)
     assert abs(float(values.sum())) <= 1e-12 * float(values.abs().sum())
 
 
@@ -147,12 +165,13 @@ def test_two_layers_have_a_symmetric_spectrum(problem):
 def test_any_twice_differentiable_loss(problem, loss_fn):
     net, _, batches = problem
     risk = Risk(net, loss_fn, batches)
-    functional = FunctionalHessianOperator(risk)
-    assert not own_blocks(functional).any()
+    operator = FunctionalHessianOperator(risk)
+    functional = operator.dense()
+    assert not own_blocks(operator, functional).any()
     whole, gauss = HessianOperator(risk).dense(), GaussNewtonOperator(risk).dense()
     size = float(torch.linalg.eigvalsh(whole).abs().sum())
     assert float(whole.trace()) == pytest.approx(float(gauss.trace()), abs=1e-12 * size)
-    close(whole, gauss + functional.dense(), 1e-13)
+    close(whole, gauss + functional, 1e-13)
 
 
 @few
@@ -166,9 +185,15 @@ def test_inactive_examples_add_nothing(problem):
     def loss_fn(output, target):  # half of the examples is active
         return (margin - output * target).clamp(min=0).mean()
 
+    def whole(model, batch):  # a closure, whose outputs are not known: no example is left out
+        return loss_fn(model(batch[0]), batch[1])
+
     active = HessianOperator(Risk(net, loss_fn, batches)) @ v
-    closure = Risk.from_closure(net, lambda m, b: loss_fn(m(b[0]), b[1]), batches)
-    close(active, HessianOperator(closure) @ v, 1e-14)
+    close(active, HessianOperator(Risk.from_closure(net, whole, batches)) @ v, 1e-14)
+    net.float()
+    batches = [(x.float(), y.float()) for x, y in batches]
+    active = HessianOperator(Risk(net, loss_fn, batches)) @ v.float()
+    close(active, HessianOperator(Risk.from_closure(net, whole, batches)) @ v.float(), 1e-6)
 
 
 @few
@@ -250,6 +275,43 @@ SOFTENED = {
     "batch-norm": normalised,
     "residual": residual,
 }
+
+
+@st.composite
+def softened(draw):
+    """A net of dense blocks with biases, BatchNorm and residual sums, at least one of them."""
+    soft = draw(st.sets(st.sampled_from(["bias", "norm", "residual"]), min_size=1))
+    width, slope = draw(st.integers(2, 4)), draw(st.sampled_from([0.0, 0.1]))
+    with torch.random.fork_rng(devices=[]):
+        seed = draw(st.integers(0, 2**16))
+        torch.manual_seed(seed)
+        layers = [nn.Linear(4, width, bias="bias" in soft), activation(slope)]
+        for _ in range(draw(st.integers(1, 2))):
+            body = nn.Sequential(nn.Linear(width, width, bias="bias" in soft))
+            if "norm" in soft:
+                body.append(nn.BatchNorm1d(width))
+            body.append(activation(slope))
+            layers.append(Residual(body) if "residual" in soft else body)
+        net = nn.Sequential(*layers, nn.Linear(width, 1, bias="bias" in soft))
+        net(torch.randn(30, 4))  # moves the statistics
+        for p in net.parameters():
+            nn.init.normal_(p)
+    return net.double().eval(), data(seed)
+
+
+@few
+@given(softened(), st.sampled_from([hinge, logistic, squared]))
+def test_the_functional_part_keeps_its_trace(problem, loss_fn):
+    net, batches = problem
+    risk = Risk(net, loss_fn, batches)
+    operator = FunctionalHessianOperator(risk)
+    functional = operator.dense()
+    assert not own_blocks(operator, functional).any()
+    size = float(torch.linalg.eigvalsh(functional).abs().sum())
+    assert abs(float(functional.trace())) <= 1e-12 * size
+    whole, gauss = HessianOperator(risk).dense(), GaussNewtonOperator(risk).dense()
+    size = float(torch.linalg.eigvalsh(whole).abs().sum())
+    assert float(whole.trace()) == pytest.approx(float(gauss.trace()), abs=1e-12 * size)
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -18,7 +18,12 @@ from torch_thermo.callbacks.reading import Part, Reading
 from torch_thermo.callbacks.schedule import Log, Schedule, whole
 from torch_thermo.callbacks.symmetry import stored_scalars
 from torch_thermo.dashboard import decade_floor, histogram_arrays, signed_log
-from torch_thermo.observables.circuits import Ends, circuit_asymmetry, sample_circuits
+from torch_thermo.observables.circuits import (
+    CircuitSample,
+    Ends,
+    circuit_asymmetry,
+    sample_circuits,
+)
 from torch_thermo.symmetry import sign_balance, symmetry_test
 
 Output = int | str | None
@@ -100,9 +105,7 @@ class _Sums(_Circuits):
 
 
 class _Sample(_Circuits):
-    """Circuits drawn from those that are alive, and the tests of their symmetry."""
-
-    observable = "circuit_sample"
+    """Circuits of one order from those that are alive, and the tests of their symmetry."""
 
     def __init__(
         self,
@@ -112,9 +115,12 @@ class _Sample(_Circuits):
         module: Part,
         examples: int | None,
         seed: int,
+        order: int,
     ) -> None:
         super().__init__(schedule, output, module, examples, seed)
         self.paths = paths
+        self.order = order
+        self.observable = sample_name(order)
         self._floor = math.nan
 
     def reset(self, sharded: bool) -> None:
@@ -132,23 +138,15 @@ class _Sample(_Circuits):
     def measure(self, moment: Moment) -> Measurement:
         """Draw circuits of the first examples of all ranks, the same on each, and test them.
 
+        Those of all orders are of the same paths.
+
         Raises:
             UnreadableNetworkError, TypeError, FloatingPointError: as for the sums.
         """
-        table = _labelled(moment, moment.table(lambda: self._rows(moment), self.examples))
-        network = moment.reading(self.part, self.examples).network
-        with moment.exactly():
-            several = math.prod(network.output_shape) > 1
-            drawn = sample_circuits(
-                network,
-                table[:, :-1].reshape(-1, *network.input_shape),
-                self.paths,
-                output="target" if several else None,
-                seed=self.seed,
-                targets=table[:, -1].long() if several else None,
-            )
+        paths = self._paths(moment)
+        drawn = paths.order(self.order, self.seed)
         sign, log_abs = drawn.weighted()
-        if drawn.reason and not len(sign):
+        if drawn.reason and not len(paths.sign):
             moment.session.remark(
                 f"no circuit can be drawn at step {moment.step}: {drawn.reason}",
                 key="no circuit can be drawn",
@@ -166,6 +164,28 @@ class _Sample(_Circuits):
             arrays=arrays,
             figures=("histogram",) if arrays else (),
         )
+
+    def _paths(self, moment: Moment) -> CircuitSample:
+        """Return the paths, drawn once for all orders."""
+        key = ("circuits", self.part, str(self.output), self.examples, self.paths, self.seed)
+        # kept apart: ranks gather the table together, and a draw may fail on one of them alone
+        table = moment.once(
+            (*key, "table"), lambda: moment.table(lambda: self._rows(moment), self.examples)
+        )
+        return moment.once(key, lambda: self._draw(moment, _labelled(moment, table)))
+
+    def _draw(self, moment: Moment, table: Tensor) -> CircuitSample:
+        network = moment.reading(self.part, self.examples).network
+        with moment.exactly():
+            several = math.prod(network.output_shape) > 1
+            return sample_circuits(
+                network,
+                table[:, :-1].reshape(-1, *network.input_shape),
+                self.paths,
+                output="target" if several else None,
+                seed=self.seed,
+                targets=table[:, -1].long() if several else None,
+            )
 
     def _rows(self, moment: Moment) -> Tensor:
         """Return inputs, chosen output and whether it has a label of this rank's examples."""
@@ -194,10 +214,15 @@ class CircuitSymmetry(ThermoCallback):
     sign * log10|x psi|. A product of many signed factors looks symmetric whatever has been
     learned: read it beside the sums.
 
-    Of a network with activations that are no gates (tanh, GELU) there are no circuits: both are
-    skipped with one notice. Labels y are +1, -1 (or 1, 0) for a scalar output, integer classes or
-    one-hot rows for several; without such labels y = 1. Examples of class -100, torch's
-    ignore_index, are left out with a remark.
+    With `orders=(0, 1, 2)` also as `circuit_sample_order1` and `circuit_sample_order2`, the same
+    of circuits of order 1 and 2 of these paths: one weight divided out, or two of different
+    layers, terms of gradient and Hessian entries (see `CircuitSample.order`).
+
+    Skip connections are read like chains: paths come through all branches. Of a network with
+    activations that are no gates (tanh, GELU) there are no circuits: both are skipped with one
+    notice. Labels y are +1, -1 (or 1, 0) for a scalar output, integer classes or one-hot rows for
+    several; without such labels y = 1. Examples of class -100, torch's ignore_index, are left out
+    with a remark.
 
     Li, *Complexity from Adaptive-Symmetries Breaking*, eqs. 10, 11, 16, 19 and Fig. 3b.
 
@@ -212,11 +237,12 @@ class CircuitSymmetry(ThermoCallback):
         probe: see `ThermoCallback`.
         examples: sum on so many of the probe's examples.
         sample_examples: sample on so many of them.
+        orders: of the sampled circuits, of 0, 1 and 2; all of one draw of paths.
         seed: of the probe and of the sample.
 
     Raises:
-        ValueError: paths or examples below 1, an output that is no number and not "target", and
-            see `ThermoCallback`.
+        ValueError: paths or examples below 1, orders that are none or not 0, 1 and 2, an output
+            that is no number and not "target", and see `ThermoCallback`.
         TypeError: arguments of another kind.
     """
 
@@ -235,10 +261,12 @@ class CircuitSymmetry(ThermoCallback):
         examples: int | None = 128,
         sample_examples: int = 8,
         seed: int = 0,
+        orders: Sequence[int] = (0,),
     ) -> None:
         whole("paths", paths, 1)
         whole("sample_examples", sample_examples, 1)
         _check_output(output)
+        _check_orders(orders)
         schedule = often() if schedule is None else schedule
         sample = Log(per_decade=1) if sample is None else sample
         if not callable(sample):
@@ -246,16 +274,32 @@ class CircuitSymmetry(ThermoCallback):
         super().__init__(schedule, probe, examples, seed=seed, module=module)
         self._members: tuple[ThermoCallback, ...] = (
             _Sums(schedule, output, module, examples, seed),
-            _Sample(sample, paths, output, module, sample_examples, seed),
+            *(
+                _Sample(sample, paths, output, module, sample_examples, seed, order)
+                for order in orders
+            ),
         )
 
     def members(self) -> Sequence[ThermoCallback]:
-        """Return the sums and the sample."""
+        """Return the sums and the samples."""
         return self._members
 
     def observables(self) -> Sequence[str]:
-        """Return both names."""
+        """Return all names."""
         return [name for member in self._members for name in member.observables()]
+
+
+def sample_name(order: int) -> str:
+    """Return the observable of sampled circuits of an order."""
+    return f"circuit_sample_order{order}" if order else "circuit_sample"
+
+
+def _check_orders(orders: object) -> None:
+    wanted = "orders must be different ones of 0, 1 and 2, at least one"
+    if not isinstance(orders, Sequence) or any(type(order) is not int for order in orders):
+        raise TypeError(f"{wanted}, got {orders!r}")
+    if not orders or len(set(orders)) < len(orders) or not set(orders) <= {0, 1, 2}:
+        raise ValueError(f"{wanted}, got {orders!r}")
 
 
 def _check_output(output: object) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,6 +20,8 @@ from torch_thermo.risk import Risk, second_order
 
 if TYPE_CHECKING:
     from torch_thermo.callbacks.session import Session
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,7 @@ class Moment:
         self._risks: dict[int | None, Risk] = {}
         self._networks: dict[str, Network] = {}
         self._readings: dict[tuple[str | None, int | None], Reading] = {}
+        self._found: dict[Hashable, Any] = {}
         self._scope = ExitStack()
 
     def allows(self, needs_model: bool, needs_loss: bool) -> bool:
@@ -113,6 +116,13 @@ class Moment:
         if key not in self._readings:
             self._readings[key] = self._read(part, examples)
         return self._readings[key]
+
+    def once(self, key: Hashable, find: Callable[[], T]) -> T:
+        """Return what `find` gives, called at most once a moment for a key; again if it raised."""
+        if key not in self._found:
+            self._found[key] = find()
+        found: T = self._found[key]
+        return found
 
     def table(self, rows: Callable[[], Tensor], examples: int | None) -> Tensor:
         """Return the rows that the ranks have for their examples, in the order of one process.

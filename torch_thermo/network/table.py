@@ -8,7 +8,9 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
+from torch_thermo.network.activations import ACTIVATIONS
 from torch_thermo.network.arithmetic import (
     ARITHMETIC,
     ARITHMETIC_FUNCTIONS,
@@ -26,9 +28,10 @@ _HEAD = """\
 
 `Network.from_module` reads a model whose forward pass is made of the modules and functions below,
 one behind the other (a chain) or with branches that meet in sums and concatenations (skip
-connections). Bulk and boundary loss and the propagator measure both, circuits chains alone. What
-cannot be read raises `UnreadableNetworkError`, which names the part and the reason. The other
-observables (order parameter, Hessian, symmetry of weights and gradients) take any model.
+connections). Bulk and boundary loss, the propagator and the circuits measure both; circuits need
+activations that are a gate times their input, as the column says (of functions those of the same
+names). What cannot be read raises `UnreadableNetworkError`, which names the part and the reason.
+The other observables (order parameter, Hessian, symmetry of weights and gradients) take any model.
 
 Made from the code by `python -m torch_thermo.network.table docs/modules.md`.
 
@@ -59,13 +62,16 @@ def support_table() -> str:
     reasons: dict[tuple[str, str], list[str]] = {}
     for name, reason in REFUSED.items():
         reasons.setdefault(reason, []).append(name)
-    uses: dict[str, list[str]] = {}
+    uses: dict[tuple[str, str], list[str]] = {}
     for kind, (_, use) in MODULES.items():
-        uses.setdefault(use, []).append(f"nn.{kind.__name__}")
+        uses.setdefault((use, _in_circuits(kind)), []).append(f"nn.{kind.__name__}")
     sections = (
         _HEAD,
         "## Modules that are read\n",
-        _table(("module", "read as"), ((_code(kinds), use) for use, kinds in uses.items())),
+        _table(
+            ("module", "read as", "in circuits"),
+            ((_code(kinds), *use) for use, kinds in uses.items()),
+        ),
         "## Functions and methods that are read\n\n"
         "Those that work in place too (`torch.relu_`, `x.relu_()`).\n",
         _table(("name", "called as"), ((f"`{n}`", _code(_spellings(n))) for n in sorted(READERS))),
@@ -86,6 +92,16 @@ def support_table() -> str:
         ),
     )
     return "\n".join(sections)
+
+
+def _in_circuits(kind: type[nn.Module]) -> str:
+    for activation in ACTIVATIONS:
+        if activation.module is kind:
+            if activation.slope is None:
+                return "no"
+            always = activation.slope(**activation.arguments) is not None
+            return "yes" if always else "where it is a ReLU"
+    return "yes"
 
 
 def _spellings(name: str) -> list[str]:

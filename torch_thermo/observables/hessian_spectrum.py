@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from torch_thermo.observables.odd_moment import odd_moment
 from torch_thermo.operators import (
     FunctionalHessianOperator,
     GaussNewtonOperator,
@@ -50,7 +51,8 @@ class HessianSpectrumResult:
             sqrt(2 ||A||_F^2 / k) at most, from n times the second moment (the spread of two
             probes says too little); NaN where a start vector was given.
         odd_moments: {p: sum lambda^p / sum |lambda|^p} for p = 1, 3, 5; 0 for a spectrum
-            symmetric about 0.
+            symmetric about 0. Of p = 3 and 5, which few eigenvalues carry, those that Lanczos has
+            found count once each (see `odd_moment`), unless a start vector or no basis was given.
         products: how many operator-vector products were made.
         run: the Lanczos run, with its tridiagonal matrices.
     """
@@ -116,7 +118,13 @@ def hessian_spectrum(
         extremes=measure.extremes,
         residuals=_residuals(run),
         trace=_trace(measure) if start is None else Estimate(math.nan, math.nan),
-        odd_moments={p: measure.odd_moment(p) for p in (1, 3, 5)},
+        # a given start need not contain an eigenvector at all; copies would count again
+        odd_moments={
+            p: odd_moment(run, chosen.shape[0], p)
+            if p > 1 and start is None and basis == "full"
+            else measure.odd_moment(p)
+            for p in (1, 3, 5)
+        },
         products=run.products,
         run=run,
     )

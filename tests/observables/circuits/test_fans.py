@@ -4,7 +4,7 @@ from torch import nn
 
 from torch_thermo.network import Network
 from torch_thermo.network.operations import AveragePool, Reshape, Weighted
-from torch_thermo.observables.circuits import circuit_sums, sample_circuits
+from torch_thermo.observables.circuits import circuit_sums, fans, sample_circuits
 from torch_thermo.observables.circuits.fans import Fan, Table
 
 
@@ -121,3 +121,19 @@ def test_a_table_stays_in_its_row_at_the_ends_of_the_range(chance, candidate, mo
     masses = torch.tensor([[0.0, 2.0, 1.0, 0.0]], dtype=torch.float64).repeat(5000, 1)
     drawn = Table(masses).draw(torch.arange(5000), torch.Generator())
     assert (drawn == candidate).all()
+
+
+def test_large_tables_are_searched_row_by_row_with_the_same_result(monkeypatch):
+    generator = torch.Generator().manual_seed(1)
+    masses = torch.rand(40, 30, generator=generator, dtype=torch.float64)
+    row = torch.randint(40, (3000,), generator=generator)
+    plain = Table(masses).draw(row, torch.Generator().manual_seed(0))
+    monkeypatch.setattr(fans, "_CACHED", 100)
+    searched = []
+    find = torch.searchsorted
+    monkeypatch.setattr(
+        torch, "searchsorted", lambda t, v, **o: (searched.append(v), find(t, v, **o))[1]
+    )
+    by_row = Table(masses).draw(row, torch.Generator().manual_seed(0))
+    assert torch.equal(by_row, plain)
+    assert (searched[0].floor().diff() >= 0).all()

@@ -1,18 +1,22 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
-from tests.observables.circuits.cases import NAMES, case
-from tests.observables.circuits.oracle import enumerate_paths
+from tests.observables.circuits.alive import alive_paths, drawn_case
+from tests.observables.circuits.cases import NAMES, case, output_of
 from torch_thermo.network import Network, UnreadableNetworkError
-from torch_thermo.observables.circuits import circuit_sums, sample_circuits, walks
+from torch_thermo.network.operations import Weighted
+from torch_thermo.observables.circuits import (
+    circuit_sums,
+    layers,
+    sample_circuits,
+    sampling,
+    stream_circuits,
+)
 from torch_thermo.systems import VGG
-
-
-def output_of(name):
-    return 1 if name == "classes" else None
 
 
 class AlivePaths:
@@ -21,9 +25,8 @@ class AlivePaths:
     Paths that agree in both, which share the weights that they pass, are one cell.
     """
 
-    def __init__(self, small, output=None):
-        every = enumerate_paths(small.model, small.inputs[0], output or 0)
-        alive = [p for p in every if p.alive]
+    def __init__(self, name, pruned):
+        alive = alive_paths(name, pruned).values()
         x, psi = torch.tensor([(p.value, p.psi) for p in alive], dtype=torch.float64).unbind(1)
         key = self.key(x, psi.sign(), psi.abs().log()).sort().values
         first = key.diff(prepend=key.new_full((1,), -math.inf)) > 1e-9
@@ -55,27 +58,25 @@ class AlivePaths:
 LAWS = [
     (name, pruned, redraws)
     for name in NAMES
-    for pruned, redraws in ((0.0, None), (0.3, walks._REDRAWS), (0.3, 1), (0.3, 0))
+    for pruned, redraws in ((0.0, None), (0.3, layers._REDRAWS), (0.3, 1), (0.3, 0))
 ]
 
 
 @pytest.mark.parametrize(("name", "pruned", "redraws"), LAWS)
 def test_all_alive_paths_and_no_others_are_drawn_equally_often(name, pruned, redraws, monkeypatch):
     if redraws is not None:
-        monkeypatch.setattr(walks, "_REDRAWS", redraws)
-    small, output = case(name, examples=1, pruned=pruned), output_of(name)
-    alive = AlivePaths(small, output)
-    sample = sample_circuits(small.network, small.inputs, alive.enough, output=output)
+        monkeypatch.setattr(layers, "_REDRAWS", redraws)
+    small, alive = drawn_case(name, pruned), AlivePaths(name, pruned)
+    sample = sample_circuits(small.network, small.inputs, alive.enough, output=output_of(name))
     assert len(sample.sign) == alive.enough
     # seed 0; four standard deviations, one law in 16,000
     assert abs(alive.chi_square(sample)) < 4
 
 
 def test_tables_of_many_units_are_built_in_parts(monkeypatch):
-    small = case("conv_max_pool", examples=1, pruned=0.3)
-    monkeypatch.setattr(walks, "_REDRAWS", 0)
-    monkeypatch.setattr(walks, "_TABLE_ENTRIES", 40)
-    alive = AlivePaths(small)
+    small, alive = drawn_case("conv_max_pool", 0.3), AlivePaths("conv_max_pool", 0.3)
+    monkeypatch.setattr(layers, "_REDRAWS", 0)
+    monkeypatch.setattr(layers, "_TABLE_ENTRIES", 40)
     sample = sample_circuits(small.network, small.inputs, alive.enough)
     assert abs(alive.chi_square(sample)) < 4
 
@@ -144,9 +145,8 @@ def test_what_is_not_finite_or_not_countable_is_left_out_with_the_reason():
     sample = sample_circuits(small.network, inputs, 30)
     assert sample.examples.tolist() == [1] * 15
     assert sample.reason == "1 of 2 examples: the output is not finite"
-    layers = [nn.Linear(10, 10, bias=False) for _ in range(310)]
-    model = nn.Sequential(*layers).double()
-    for layer in layers:
+    model = nn.Sequential(*(nn.Linear(10, 10, bias=False) for _ in range(310))).double()
+    for layer in model:
         nn.init.constant_(layer.weight, 0.1)
     inputs = torch.ones(1, 10, dtype=torch.float64)
     sample = sample_circuits(Network.from_module(model, inputs), inputs, 30, output=0)
@@ -186,6 +186,58 @@ def test_a_deep_vgg_has_products_far_below_float32():
     assert abs(sample.weighted()[0].double().mean()) < 4 / math.sqrt(2000)
 
 
+def joined(parts):
+    """The tensors of several samples, one behind the other."""
+    names = ("sign", "log_abs", "inputs", "examples", "weights")
+    return {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
+
+
+def test_a_stream_is_the_sample_in_parts(monkeypatch):
+    small = case("residual", examples=3, seed=10)
+    graph = small.network.graph
+    numbers = 5 + 2 * sum(isinstance(o, Weighted) for o, _ in graph) + len(graph)
+    monkeypatch.setattr(sampling, "_NUMBERS_AT_ONCE", 40 * numbers + 1)
+    inputs = small.inputs
+    options = {"seed": 4, "biases": False, "keep_paths": True}
+    whole = sample_circuits(small.network, inputs, 250, **options)
+    stream = list(stream_circuits(small.network, inputs, 250, **options))
+    assert [len(part.sign) for part in stream] == [40, 40, 4, 40, 40, 3, 40, 40, 3]
+    assert [int(part.examples.unique()) for part in stream] == [0] * 3 + [1] * 3 + [2] * 3
+    for name, values in joined(stream).items():
+        torch.testing.assert_close(values, getattr(whole, name), rtol=0, atol=0, equal_nan=True)
+    assert torch.equal(torch.cat([part.paths.units for part in stream]), whole.paths.units)
+    again = list(stream_circuits(small.network, inputs, 250, **options, chunk=40))
+    assert all(torch.equal(a.log_abs, b.log_abs) for a, b in zip(stream, again, strict=True))
+
+
+def test_a_stream_of_many_parts_has_the_law_of_one_draw():
+    alive = AlivePaths("conv_max_pool", 0.3)
+    small = drawn_case("conv_max_pool", 0.3)
+    parts = stream_circuits(small.network, small.inputs, 4000, chunk=100)
+    assert iter(parts) is parts
+    sample = sample_circuits(small.network, small.inputs, 1)
+    assert abs(alive.chi_square(replace(sample, **joined(list(parts))))) < 4
+
+
+def test_a_stream_says_which_examples_have_no_paths():
+    small = case("mlp", examples=3)
+    inputs = small.inputs.clone()
+    inputs[1] = 0.0
+    found = list(stream_circuits(small.network, inputs, 30))
+    assert [len(part.sign) for part in found] == [10, 0, 10]
+    assert [part.reason for part in found] == [None, "example 1: no path is alive", None]
+    assert found[1].weights.shape == (0, 4)
+
+
+def test_more_paths_than_memory_holds():
+    small = case("mlp")
+    message = r"paths must fit into memory, 64 bytes each, got 10{15}; stream_circuits gives"
+    with pytest.raises(ValueError, match=message):
+        sample_circuits(small.network, small.inputs, 10**15)
+    first = next(stream_circuits(small.network, small.inputs, 10**15, chunk=50))
+    assert len(first.sign) == 50
+
+
 def test_bad_arguments():
     small = case("mlp")
     network, inputs = small.network, small.inputs
@@ -194,8 +246,15 @@ def test_bad_arguments():
     for paths in (10.0, True):
         with pytest.raises(TypeError, match=f"paths must be a whole number, got {paths}"):
             sample_circuits(network, inputs, paths)
-    for order in (1, 2):
-        with pytest.raises(ValueError, match=f"order must be 0.*got {order}"):
+    for chunk in (10.0, True):
+        with pytest.raises(TypeError, match=f"chunk must be a whole number, got {chunk}"):
+            stream_circuits(network, inputs, 10, chunk=chunk)
+    with pytest.raises(ValueError, match="chunk must be at least 1, got 0"):
+        stream_circuits(network, inputs, 10, chunk=0)
+    with pytest.raises(ValueError, match="paths must be at least 1, got 0"):
+        stream_circuits(network, inputs, 0)
+    for order in (-1, 3, True, 1.5):
+        with pytest.raises(ValueError, match=f"order must be 0, 1 or 2.*got {order}"):
             sample_circuits(network, inputs, 10, order=order)
     with pytest.raises(ValueError, match=r"inputs must have shape \(B, 5\)"):
         sample_circuits(network, inputs[:, :3], 10)

@@ -5,9 +5,12 @@ import pytest
 import torch
 from torch import nn
 
-from tests.observables.circuits.cases import NAMES, case
+from tests.observables.circuits.cases import NAMES, case, output_of
+from tests.observables.circuits.checks import close, close_sums
 from tests.observables.circuits.oracle import enumerate_paths
 from torch_thermo.network import Network, UnreadableNetworkError
+from torch_thermo.network.activations import ACTIVATIONS
+from torch_thermo.network.table import support_table
 from torch_thermo.observables.circuits import (
     circuit_asymmetry,
     circuit_sums,
@@ -17,20 +20,6 @@ from torch_thermo.observables.circuits import paths as circuit_paths
 from torch_thermo.systems import VGG
 
 MOMENTS = (1, 2, 3, 4)
-
-
-def output_of(name):
-    return 1 if name == "classes" else None
-
-
-def close(values, expected, scale):
-    """To 1e-10 of the sum of the terms' magnitudes."""
-    difference = (values - torch.tensor(expected, dtype=torch.float64)).abs()
-    assert (difference <= 1e-10 * torch.tensor(scale, dtype=torch.float64)).all()
-
-
-def every_path(small, output):
-    return [enumerate_paths(small.model, x, output or 0) for x in small.inputs]
 
 
 def test_sizes_of_the_networks_to_enumerate():
@@ -44,14 +33,15 @@ def test_sizes_of_the_networks_to_enumerate():
 def test_sums_equal_those_over_every_path(name, pruned):
     small, output = case(name, pruned=pruned), output_of(name)
     sums = circuit_sums(small.network, small.inputs, output=output, moments=MOMENTS)
-    terms = [[p.value * p.psi for p in paths] for paths in every_path(small, output)]
-    alive = [sum(p.alive for p in paths) for paths in every_path(small, output)]
+    enumerated = [enumerate_paths(small.model, x, output or 0) for x in small.inputs]
+    terms = [[p.value * p.psi for p in paths] for paths in enumerated]
+    alive = [sum(p.alive for p in paths) for paths in enumerated]
     assert any(alive)
     assert sums.alive.tolist() == alive
     assert sums.signed.tolist() == [sum((t > 0) - (t < 0) for t in each) for each in terms]
     magnitudes = [math.fsum(map(abs, each)) for each in terms]
     close(sums.absolute, magnitudes, magnitudes)
-    close(sums.output, [math.fsum(each) for each in terms], magnitudes)
+    close_sums(sums.output, terms)
     for q, moment in sums.moments.items():
         close(
             moment,
@@ -67,57 +57,6 @@ def test_sums_equal_those_over_every_path(name, pruned):
 
 def balance(terms):
     return sum(t > 0 for t in terms), sum(t < 0 for t in terms)
-
-
-@pytest.mark.parametrize("pruned", [0.0, 0.3])
-@pytest.mark.parametrize("name", NAMES)
-def test_order_one_totals_equal_those_over_every_path(name, pruned):
-    small, output = case(name, pruned=pruned), output_of(name)
-    sums = circuit_sums(small.network, small.inputs, output=output, moments=(), order_one=True)
-    layers = len(sums.order_one)
-    assert layers == sum(not isinstance(p, nn.PReLU) and has_weight(p) for p in small.model)
-    for layer, total in enumerate(sums.order_one.values()):
-        terms = [
-            [p.value * p.entries[layer][1] for p in paths if layer in p.entries]
-            for paths in every_path(small, output)
-        ]
-        close(
-            total,
-            [math.fsum(each) for each in terms],
-            [math.fsum(map(abs, each)) for each in terms],
-        )
-
-
-def has_weight(module):
-    return getattr(module, "weight", None) is not None
-
-
-@pytest.mark.parametrize("name", ["mlp", "conv_max_pool", "strided", "average_pool", "biases"])
-def test_order_one_sums_are_the_entries_of_the_gradient(name):
-    small = case(name, examples=1, pruned=0.2)
-    layers = [m.weight for m in small.model if isinstance(m, nn.Linear | nn.Conv2d)]
-    gradients = torch.autograd.grad(small.model(small.inputs).sum(), layers)
-    totals = circuit_sums(small.network, small.inputs, order_one=True).order_one.values()
-    entries = [torch.zeros(weight.numel(), dtype=torch.float64) for weight in layers]
-    for path in enumerate_paths(small.model, small.inputs[0]):
-        for layer, (entry, others) in path.entries.items():
-            entries[layer][entry] += path.value * others
-    for gradient, entry, total in zip(gradients, entries, totals, strict=True):
-        torch.testing.assert_close(entry, gradient.flatten(), rtol=1e-10, atol=1e-12)
-        torch.testing.assert_close(total, gradient.sum()[None], rtol=1e-10, atol=1e-12)
-
-
-def test_a_layer_that_is_used_twice_gives_the_whole_gradient():
-    shared = nn.Linear(4, 4, bias=False).double()
-    model = nn.Sequential(shared, nn.ReLU(), shared, nn.ReLU(), nn.Linear(4, 1).double())
-    with torch.no_grad():
-        shared.weight.copy_(torch.arange(16.0).reshape(4, 4) / 10 - 0.4)
-    inputs = torch.ones(2, 4, dtype=torch.float64)
-    sums = circuit_sums(Network.from_module(model, inputs), inputs, order_one=True)
-    gradient = torch.autograd.grad(model(inputs)[0].sum(), shared.weight)[0].sum()
-    assert len(sums.order_one) == 2
-    assert gradient != 0
-    torch.testing.assert_close(next(iter(sums.order_one.values()))[0], gradient)
 
 
 def test_a_float32_model_is_measured_in_float64():
@@ -266,30 +205,56 @@ def test_activations_that_are_no_gates_are_refused_by_name(layers, named):
         circuit_asymmetry(network, inputs)
 
 
-class Skip(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.layer = nn.Linear(3, 3)
+GIVEN = {nn.Threshold: (0.0, 0.0)}
 
-    def forward(self, x):
-        return x + self.layer(x).relu()
+
+@pytest.mark.parametrize("activation", ACTIVATIONS, ids=lambda activation: activation.name)
+def test_activations_are_read_as_docs_modules_says(activation):
+    rows = (line.split("|") for line in support_table().splitlines())
+    name = f"`nn.{activation.module.__name__}`"
+    says = {row[3].strip() for row in rows if len(row) > 3 and name in row[1]}
+    bend = activation.module(*GIVEN.get(activation.module, ()))
+    model = nn.Sequential(nn.Linear(3, 3), bend, nn.Linear(3, 1)).double().eval()
+    inputs = torch.ones(2, 3, dtype=torch.float64)
+    network = Network.from_module(model, inputs)
+    if says == {"no"}:
+        with pytest.raises(UnreadableNetworkError, match=rf"1 \({activation.module.__name__}\)"):
+            circuit_sums(network, inputs)
+    else:
+        assert says in ({"yes"}, {"where it is a ReLU"})
+        close_sums(
+            circuit_sums(network, inputs).output, [[v] for v in model(inputs)[:, 0].tolist()]
+        )
 
 
 @pytest.mark.parametrize(
     "measure", [circuit_asymmetry, circuit_sums, lambda *given: sample_circuits(*given, 10)]
 )
-def test_skip_connections_are_refused_by_name(measure):
-    model, inputs = (
-        nn.Sequential(nn.Linear(3, 3), Skip(), Skip(), nn.Linear(3, 1)),
-        torch.ones(2, 3),
-    )
-    network = Network.from_module(model, inputs)
+def test_recurrent_networks_are_refused_by_name(measure):
+    w = torch.ones(4, 4, dtype=torch.float64) / 8
+    network = Network.from_matrix(w, torch.zeros(4).double(), torch.relu, 1, 1)
+    assert network.is_recurrent
     with pytest.raises(UnreadableNetworkError) as caught:
-        measure(network, inputs)
+        measure(network, torch.ones(2, 1))
     assert str(caught.value) == (
-        "1.add (add) cannot be read: branches meet there, as in skip connections; for circuits "
-        "chains are read, where each operation takes what the one before gives"
+        "hidden (recurrent stage) cannot be read: it reads its own state or a later one, so that "
+        "paths never end; for circuits feed-forward networks are read"
     )
+
+
+def test_a_network_from_a_matrix():
+    w, b = torch.zeros(5, 5, dtype=torch.float64), torch.zeros(5, dtype=torch.float64)
+    w[2, :2] = torch.tensor([2.0, -1.0])
+    w[3, :3] = torch.tensor([0.0, 3.0, 0.5])
+    w[4] = torch.tensor([1.0, 0.0, -4.0, 2.0, 0.0])
+    b[3] = 1.0
+    network = Network.from_matrix(w, b, torch.relu, 2, 1)
+    inputs = torch.tensor([[1.0, 1.0]])
+    # x2 = 2 - 1, x3 = 3 + .5 x2 + 1, x4 = x0 - 4 x2 + 2 x3
+    sums = circuit_sums(network, inputs)
+    assert (sums.alive.item(), sums.signed.item()) == (7, 3)
+    assert (sums.output.item(), sums.absolute.item()) == (6.0, 24.0)
+    assert circuit_sums(network, inputs, biases=False).output.item() == 4.0
 
 
 def test_the_only_output_is_that_of_the_class():

@@ -11,6 +11,9 @@ from torch import Tensor
 
 from torch_thermo.network.operations import AveragePool, Convolution, Dense, Scale, Weighted
 
+# Numbers, half a MiB: below, sorting costs more than it saves.
+_CACHED = 2**16
+
 
 @dataclass(frozen=True)
 class Fan:
@@ -98,5 +101,12 @@ class Table:
         place = start + torch.rand(len(row), dtype=start.dtype, generator=generator)
         # the sum may round up to the next row
         place = torch.minimum(place, torch.nextafter(start + 1, start))
-        found = torch.searchsorted(self._table.flatten(), place, right=True)
+        table = self._table.flatten()
+        if len(table) > _CACHED and len(row) > _CACHED:
+            # row by row, or nearly each look at the table misses the processor's cache
+            order = row.argsort()
+            found = torch.empty_like(row)
+            found[order] = torch.searchsorted(table, place[order], right=True)
+        else:
+            found = torch.searchsorted(table, place, right=True)
         return found - row * self._table.shape[1]

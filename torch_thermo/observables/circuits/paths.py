@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from numbers import Integral
 
 import torch
@@ -12,12 +13,12 @@ from torch import Tensor
 
 from torch_thermo.network import Network
 from torch_thermo.network.errors import unreadable
-from torch_thermo.network.joins import Join
+from torch_thermo.network.joins import Sum
 from torch_thermo.network.operations import AveragePool, Elementwise, MaxPool, Weighted
+from torch_thermo.network.stages import Node
 
 Transform = Callable[[Tensor], Tensor]
 
-_CHAINS = "for circuits chains are read, where each operation takes what the one before gives"
 # Examples are taken together up to this many states of neurons, 32 MiB in float64.
 _STATES_AT_ONCE = 2**22
 
@@ -31,88 +32,157 @@ class FrozenNetwork:
     and gates that a path passes, x the input it starts from. A transform with `t(ab) = t(a) t(b)`,
     applied to every factor, therefore gives the sum of `t(x psi)` over all paths in one pass.
 
-    The paper's networks have neither biases nor BatchNorm. Here
+    The paper's networks are chains without biases and BatchNorm. Here
 
     - a bias is one more weight, that leads from an extra input unit of value 1: a path may start
       at any unit that has a bias, and the sum over all paths stays T;
     - BatchNorm in eval mode is a diagonal layer: one weight, gamma / sqrt(var + eps), on each path
-      that passes, and one start, by its shift.
+      that passes, and one start, by its shift;
+    - where branches meet in a sum, a path comes from one of its terms, with the term's coefficient
+      as a factor; a term that is broadcast leads to several units, and one that is there twice
+      brings its paths twice. A concatenation only renumbers units.
+
+    Without `biases` the paths that start at a bias or a shift are left out. What is left sums to
+    the part of T that is linear in x, `x . dT/dx` with the gates as they are.
 
     Attributes:
         network: what is read.
+        nodes: its `graph`; nodes are known by their numbers, -1 is the input.
         inputs: (b, ...), float64.
-        shapes: of the states, per example: the input's, then behind each operation.
-        gates: for each operation the gates (Elementwise), the positions of the arg-max (MaxPool),
-            else None.
-        outputs: (b, K), T of each output.
+        shapes: of each node's value, per example; see `shape_of`.
+        gates: of each node the gates (Elementwise), the positions of the arg-max (MaxPool), else
+            None; (b, ...).
+        outputs: (b, K), the sum of x psi over the paths to each output: T, if `biases`.
+        biases: whether paths may start at biases and shifts.
     """
 
     network: Network
+    nodes: tuple[Node, ...]
     inputs: Tensor
     shapes: tuple[torch.Size, ...]
     gates: tuple[Tensor | None, ...]
     outputs: Tensor
+    biases: bool = True
 
     @classmethod
-    def record(cls, network: Network, inputs: Tensor) -> FrozenNetwork:
+    def record(cls, network: Network, inputs: Tensor, biases: bool = True) -> FrozenNetwork:
         """Run the network on float64 inputs and keep its gates.
 
         Raises:
             UnreadableNetworkError: an activation that is no gate times its argument (tanh, GELU,
                 sigmoid, softmax), behind the last layer too: such a network is no sum over paths.
+                A recurrent network is refused too.
         """
-        state = inputs
-        shapes = [state.shape[1:]]
+        nodes = graph_of(network)
+        shapes: list[torch.Size] = []
         gates: list[Tensor | None] = []
-        for operation in network.operations:
+        values = {-1: inputs}
+        for number, (node, done) in enumerate(zip(nodes, _last_uses(nodes), strict=True)):
+            operation, taken = node.operation, [values[k] for k in node.takes]
             gate = None
             if isinstance(operation, MaxPool):
-                gate = operation.indices(state)
-                state = operation.select(state, gate)
+                gate = operation.indices(taken[0])
+                state = operation.select(taken[0], gate)
             elif isinstance(operation, Elementwise):
-                gate = operation.gate(state)
-                state = gate * state
+                gate = operation.gate(taken[0])
+                state = gate * taken[0]
             else:
-                state = operation(state)
+                state = operation(*taken)
+            values[number] = state
             shapes.append(state.shape[1:])
             gates.append(gate)
-        return cls(network, inputs, tuple(shapes), tuple(gates), _by_output(state))
+            for k in done:
+                del values[k]
+        outputs = _by_output(values[len(nodes) - 1])
+        frozen = cls(network, nodes, inputs, tuple(shapes), tuple(gates), outputs, biases)
+        return frozen if biases else replace(frozen, outputs=frozen.sums(unchanged))
 
-    def sums(self, transform: Transform, divided_out: int | None = None) -> Tensor:
+    def shape_of(self, number: int) -> torch.Size:
+        """Return the shape of a node's value per example; of the input for -1."""
+        return self.shapes[number] if number >= 0 else self.inputs.shape[1:]
+
+    def bias(self, number: int) -> Tensor | None:
+        """Return the live bias at which paths start at a node; None where none do."""
+        operation = self.nodes[number].operation
+        return operation.bias if self.biases and isinstance(operation, Weighted) else None
+
+    def sums(self, transform: Transform, divided_out: Sequence[int] = ()) -> Tensor:
         """Return (b, K), the sum of `transform(x psi)` over the paths to each output.
 
         Args:
             transform: multiplicative, elementwise, with t(0) = 0 and t(1) = 1, so that it may be
                 applied to gates of 0 and 1 as it is to slopes.
-            divided_out: the number of a weighted operation whose weights become 1 (order-1 sums).
-                Paths that start at its bias or behind it have no such weight and are left out.
+            divided_out: numbers of weighted nodes whose weights become 1: one for order-1 sums,
+                two for order-2 sums. Paths that do not have these weights are left out: those that
+                start at a node's bias or behind it, or go around it on another branch.
         """
-        state = transform(self.inputs)
-        for number, operation in enumerate(self.network.operations):
-            gate = self.gates[number]
-            if isinstance(operation, Weighted):
-                weight, bias = operation.weight.to(state), operation.bias
-                kept = bias is not None and (divided_out is None or number < divided_out)
-                state = operation.apply(
-                    state,
-                    torch.ones_like(weight) if number == divided_out else transform(weight),
-                    transform(bias.to(state)) if bias is not None and kept else None,
-                )
-            elif isinstance(operation, AveragePool):
-                coefficient = operation.coefficient(self.shapes[number]).to(state)
-                state = transform(coefficient) * operation.total(state)
-            elif isinstance(operation, MaxPool):
-                assert gate is not None
-                state = operation.select(state, gate)
-            elif gate is not None:
-                state = transform(gate) * state
+        values = {-1: transform(self.inputs)}
+        first = min(divided_out, default=len(self.nodes))
+        for number, (node, done) in enumerate(zip(self.nodes, self.last_uses, strict=True)):
+            taken = [values[k] for k in node.takes]
+            if number in divided_out:
+                values = {k: torch.zeros_like(value) for k, value in values.items()}
+                values[number] = self.step(number, taken, torch.ones_like, starts=False)
             else:
-                state = operation(state)
-        return _by_output(state)
+                values[number] = self.step(number, taken, transform, starts=number < first)
+            for k in done:
+                del values[k]
+        return _by_output(values[len(self.nodes) - 1])
+
+    def step(
+        self, number: int, taken: Sequence[Tensor], transform: Transform, starts: bool = True
+    ) -> Tensor:
+        """Return a node's value with every factor transformed.
+
+        Args:
+            number: of the node.
+            taken: the values that it takes.
+            transform: see `sums`.
+            starts: whether paths start at its bias, if it has one.
+        """
+        operation, gate = self.nodes[number].operation, self.gates[number]
+        state = taken[0]
+        if isinstance(operation, Weighted):
+            weight, bias = operation.weight.to(state), self.bias(number) if starts else None
+            shift = None if bias is None else transform(bias.to(state))
+            return operation.apply(state, transform(weight), shift)
+        if isinstance(operation, AveragePool):
+            coefficient = operation.coefficient(state.shape[1:]).to(state)
+            return transform(coefficient) * operation.total(state)
+        if isinstance(operation, Sum):
+            factors = transform(torch.tensor(operation.coefficients, dtype=state.dtype)).tolist()
+            return Sum(operation.name, operation.kind, factors)(*taken)
+        if isinstance(operation, MaxPool):
+            assert gate is not None
+            return operation.select(state, gate)
+        return operation(*taken) if gate is None else transform(gate) * state
+
+    @cached_property
+    def last_uses(self) -> tuple[tuple[int, ...], ...]:
+        """For each node the nodes, -1 the input, whose values nothing behind it takes."""
+        return _last_uses(self.nodes)
+
+
+def graph_of(network: Network) -> tuple[Node, ...]:
+    """Return the network's graph.
+
+    Raises:
+        UnreadableNetworkError: the network is recurrent.
+    """
+    for number, stage in enumerate(network.stages):
+        if max(stage.parents) >= number:
+            why = "it reads its own state or a later one, so that paths never end"
+            raise unreadable(
+                *(stage.name, "recurrent stage", why), "for circuits feed-forward networks are read"
+            )
+    return network.graph
 
 
 def freeze(
-    network: Network, inputs: Tensor, device: torch.device | None = None
+    network: Network,
+    inputs: Tensor,
+    device: torch.device | None = None,
+    biases: bool = True,
 ) -> Iterator[tuple[slice, FrozenNetwork]]:
     """Yield the network recorded on some examples at a time, and which these are.
 
@@ -122,21 +192,28 @@ def freeze(
         network: what is read.
         inputs: (B, *network.input_shape).
         device: where to compute; the network's, or the CPU where that has no float64 (mps).
+        biases: whether paths may start at biases and shifts.
 
     Raises:
-        UnreadableNetworkError: a network with skip connections; see `FrozenNetwork.record` too.
+        UnreadableNetworkError: see `FrozenNetwork.record`.
     """
-    if not network.is_chain:
-        joins = [(o.name, o.kind) for o in network.operations if isinstance(o, Join)]
-        name, kind = joins[0] if joins else ("", "Network")
-        why = "branches meet there, as in skip connections"
-        raise unreadable(name, kind, why, _CHAINS)
     if device is None:
         device = torch.device("cpu") if network.device.type == "mps" else network.device
     step = max(1, _STATES_AT_ONCE // network.neurons)
     for start in range(0, len(inputs), step):
         part = slice(start, min(start + step, len(inputs)))
-        yield part, FrozenNetwork.record(network, inputs[part].detach().to(device, torch.float64))
+        some = inputs[part].detach().to(device, torch.float64)
+        yield part, FrozenNetwork.record(network, some, biases)
+
+
+def is_alive(factor: Tensor) -> Tensor:
+    """Return 1 where the factor is not 0: the transform whose sum is N."""
+    return (factor != 0).to(factor)
+
+
+def unchanged(factor: Tensor) -> Tensor:
+    """Return the factor itself: the transform whose sum is T."""
+    return factor
 
 
 def check_inputs(network: Network, inputs: Tensor) -> None:
@@ -224,6 +301,14 @@ def _place(output: object, outputs: int) -> int | None:
     if isinstance(output, str) or not 0 <= int(output) < outputs:
         raise ValueError(f"{wanted}, got {output!r}")
     return int(output)
+
+
+def _last_uses(nodes: Sequence[Node]) -> tuple[tuple[int, ...], ...]:
+    last = {taken: number for number, node in enumerate(nodes) for taken in node.takes}
+    done: list[list[int]] = [[] for _ in nodes]
+    for taken, number in last.items():
+        done[number].append(taken)
+    return tuple(map(tuple, done))
 
 
 def _by_output(state: Tensor) -> Tensor:

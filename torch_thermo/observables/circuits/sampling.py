@@ -4,58 +4,28 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from torch_thermo.network import Network
-from torch_thermo.observables.circuits.paths import Ends, check_inputs, freeze
-from torch_thermo.observables.circuits.walks import (
-    Layer,
-    Walk,
-    count_paths,
-    layers_of,
-    walk_back,
-)
+from torch_thermo.network.operations import Weighted
+from torch_thermo.network.stages import Node
+from torch_thermo.observables.circuits.groups import Walk
+from torch_thermo.observables.circuits.paths import Ends, check_inputs, freeze, graph_of
+from torch_thermo.observables.circuits.samples import CircuitPaths, CircuitSample, check_order
+from torch_thermo.observables.circuits.steps import Step
+from torch_thermo.observables.circuits.walks import count_paths, one_example, steps_of, walk_back
 
 # To one unit. Below float64's largest number by more than any unit's candidates: no sum overflows.
 _MOST_PATHS = 1e290
+# Of the paths that are walked together: 128 MiB. Each walk costs the tables of all layers again.
+_NUMBERS_AT_ONCE = 2**24
 
 
-@dataclass(frozen=True)
-class CircuitSample:
-    """Circuits psi without their inputs, uniform over the alive paths of each example.
-
-    Magnitudes of products over many layers leave float32's range, so that sign and logarithm are
-    kept apart. All tensors are (P,), on the CPU, in the order of the examples.
-
-    Attributes:
-        sign: of psi, int8, +1 or -1.
-        log_abs: natural logarithm of abs(psi), float64.
-        inputs: x, the input that the path starts from, float64; 1 for a path from a bias.
-        examples: the row of `inputs` a path belongs to, int64.
-        reason: which examples have no paths here, and why; None when all have.
-    """
-
-    sign: Tensor
-    log_abs: Tensor
-    inputs: Tensor
-    examples: Tensor
-    reason: str | None = None
-
-    def values(self) -> Tensor:
-        """Return psi (P,), float64; one below 1e-308 in magnitude is 0 or loses digits."""
-        return self.sign * self.log_abs.exp()
-
-    def weighted(self) -> tuple[Tensor, Tensor]:
-        """Return sign (P,) int8 and log_abs (P,) float64 of x psi."""
-        sign = self.sign * self.inputs.sign().to(torch.int8)
-        return sign, self.log_abs + self.inputs.abs().log()
-
-
-@torch.no_grad()
 def sample_circuits(
     network: Network,
     inputs: Tensor,
@@ -64,6 +34,9 @@ def sample_circuits(
     output: int | str | None = None,
     seed: int = 0,
     targets: Tensor | None = None,
+    *,
+    biases: bool = True,
+    keep_paths: bool = False,
 ) -> CircuitSample:
     r"""Draw basis circuits uniformly from those that are alive (Li, eqs. 10, 11, Fig. 3b).
 
@@ -74,61 +47,231 @@ def sample_circuits(
 
     Where no weight is exactly 0, all output channels of a convolution share one law a position.
     Otherwise a candidate whose weight is 0 is drawn again, which leaves the law uniform over the
-    alive paths. A bias starts a path of its own (see `FrozenNetwork`).
+    alive paths. A bias starts a path of its own, and where branches meet in a sum a path comes
+    from one of the terms (see `FrozenNetwork`).
 
     Args:
         network: the network that is read.
         inputs: (B, *network.input_shape).
         paths: in total, spread evenly over the examples, the first ones taking what is left over.
             An example without alive paths gives none.
-        order: 0, the circuits themselves.
+        order: how many weights, of different layers, are divided out: 0, the circuits themselves,
+            1 or 2. One draw serves all orders: draw order 0 and call `CircuitSample.order`, which
+            this does with the same seed, and which says what the law is and when fewer circuits
+            than paths come back.
         output: where the paths end: None (the only output; of several, with targets, each
             example's class), an index, or "target".
         seed: of the draws.
         targets: labels, see `circuit_asymmetry`; here they only choose the output.
+        biases: whether paths start at biases and BatchNorm's shifts too.
+        keep_paths: whether to keep where the paths run, `CircuitSample.paths`.
 
     Raises:
         UnreadableNetworkError: an activation that is no gate times its argument (tanh, GELU,
-            sigmoid, softmax); the message names the module.
-        ValueError: paths below 1, an order other than 0; inputs, targets or output that do not fit
-            the network.
+            sigmoid, softmax), or a recurrent network; the message names the module.
+        ValueError: paths below 1, or more than fit into memory (see `stream_circuits`), an order
+            that is not 0, 1 or 2; inputs, targets or output that do not fit the network.
         TypeError: no Network, no tensors, or paths or output that are no whole number.
+
+    Example:
+        >>> model = torch.nn.Linear(2, 1, bias=False)
+        >>> _ = model.weight.data.copy_(torch.tensor([[0.0, -3.0]]))
+        >>> x = torch.tensor([[5.0, 0.5]])
+        >>> found = sample_circuits(Network.from_module(model, x), x, 2)
+        >>> found.sign.tolist(), found.inputs.tolist(), found.order(1).values().tolist()
+        ([-1, -1], [0.5, 0.5], [1.0, 1.0])
     """
-    check_inputs(network, inputs)
-    if isinstance(paths, bool) or not isinstance(paths, int):
-        raise TypeError(f"paths must be a whole number, got {paths!r}")
-    if paths < 1:
-        raise ValueError(f"paths must be at least 1, got {paths}")
-    if order != 0:
-        raise ValueError(f"order must be 0, circuits with no weight divided out, got {order!r}")
-    ends = Ends.choose(network, len(inputs), output, targets)
-    share, more = divmod(paths, len(inputs))
-    generator = torch.Generator().manual_seed(seed)
-    walks: list[Walk] = []
-    sizes = torch.zeros(len(inputs), dtype=torch.int64)
+    check_order(order)
+    job = _Job.checked(network, inputs, paths, output, targets, biases, keep_paths)
+    job.check_memory()
+    parts: list[_Part] = []
     problems: Counter[str] = Counter()
-    layers: list[Layer | None] | None = None
-    for part, frozen in freeze(network, inputs, torch.device("cpu")):
-        layers = layers or layers_of(frozen)
-        for row, example in enumerate(range(part.start, part.stop)):
-            counts = count_paths(frozen, layers, row)
-            end = int(ends.index[example])
-            problem = _problem(counts, end, float(frozen.outputs[row, end]))
-            if problem is not None:
-                problems[problem] += 1
-                continue
-            sizes[example] = share + (example < more)
-            walk = Walk(int(sizes[example]), end)
-            walk_back(frozen, layers, counts, row, walk, generator)
-            walks.append(walk)
-    told = [f"{n} of {len(inputs)} examples: {problem}" for problem, n in problems.items()]
-    return CircuitSample(
-        sign=1 - 2 * _joined([walk.negative for walk in walks], torch.int8),
-        log_abs=_joined([walk.log_abs for walk in walks], torch.float64),
-        inputs=_joined([walk.value for walk in walks], torch.float64),
-        examples=torch.repeat_interleave(sizes),
-        reason="; ".join(told) or None,
+    for part in job.run(seed, job.at_once):
+        if isinstance(part, _Part):
+            parts.append(part)
+        else:
+            problems[part.why] += 1
+    told = [f"{n} of {len(inputs)} examples: {why}" for why, n in problems.items()]
+    return replace(job.sample(parts), reason="; ".join(told) or None).order(order, seed)
+
+
+def stream_circuits(
+    network: Network,
+    inputs: Tensor,
+    paths: int,
+    output: int | str | None = None,
+    seed: int = 0,
+    targets: Tensor | None = None,
+    *,
+    biases: bool = True,
+    keep_paths: bool = False,
+    chunk: int | None = None,
+) -> Iterator[CircuitSample]:
+    """Draw circuits as `sample_circuits` does, in parts: for more of them than memory holds.
+
+    Args:
+        network: see `sample_circuits`, as for all that is not named here.
+        inputs: see there.
+        paths: in total.
+        output: see there.
+        seed: of the draws. With the same chunk the parts are the same, and with the default chunk
+            together they are what `sample_circuits` returns.
+        targets: see there.
+        biases: see there.
+        keep_paths: see there.
+        chunk: at most so many paths in a part; each costs a table of every layer again. Default:
+            what fills 128 MiB.
+
+    Yields:
+        Samples of one example each, in the order of the examples; an empty one with the reason for
+        an example that has no paths.
+
+    Raises:
+        UnreadableNetworkError, ValueError, TypeError: as `sample_circuits`, at the call or, for
+            activations that are no gates, at the first part; ValueError: chunk below 1.
+    """
+    if isinstance(chunk, bool) or not isinstance(chunk, int | None):
+        raise TypeError(f"chunk must be a whole number, got {chunk!r}")
+    if chunk is not None and chunk < 1:
+        raise ValueError(f"chunk must be at least 1, got {chunk}")
+    job = _Job.checked(network, inputs, paths, output, targets, biases, keep_paths)
+    return (
+        job.sample([part])
+        if isinstance(part, _Part)
+        else replace(job.sample([]), reason=f"example {part.example}: {part.why}")
+        for part in job.run(seed, chunk or job.at_once)
     )
+
+
+class _Part(NamedTuple):
+    """A finished walk."""
+
+    example: int
+    walk: Walk
+
+
+class _Problem(NamedTuple):
+    """Why an example has no paths."""
+
+    example: int
+    why: str
+
+
+@dataclass(frozen=True)
+class _Job:
+    """Checked arguments."""
+
+    network: Network
+    nodes: tuple[Node, ...]
+    inputs: Tensor
+    paths: int
+    ends: Ends
+    biases: bool
+    keep_paths: bool
+
+    @classmethod
+    def checked(
+        cls,
+        network: Network,
+        inputs: Tensor,
+        paths: int,
+        output: int | str | None,
+        targets: Tensor | None,
+        biases: bool,
+        keep_paths: bool,
+    ) -> _Job:
+        check_inputs(network, inputs)
+        if isinstance(paths, bool) or not isinstance(paths, int):
+            raise TypeError(f"paths must be a whole number, got {paths!r}")
+        if paths < 1:
+            raise ValueError(f"paths must be at least 1, got {paths}")
+        ends = Ends.choose(network, len(inputs), output, targets)
+        return cls(network, graph_of(network), inputs, paths, ends, biases, keep_paths)
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        return tuple(n.operation.name for n in self.nodes if isinstance(n.operation, Weighted))
+
+    @property
+    def numbers(self) -> int:
+        """What is kept of each path, in numbers of eight bytes."""
+        kept = 1 + len(self.layers) + len(self.nodes) if self.keep_paths else 0
+        return 4 + len(self.layers) + kept
+
+    @property
+    def at_once(self) -> int:
+        """The paths of a walk."""
+        return max(1, _NUMBERS_AT_ONCE // self.numbers)
+
+    def check_memory(self) -> None:
+        """Refuse what cannot even be reserved.
+
+        Raises:
+            ValueError: so many paths do not fit into memory.
+        """
+        try:
+            torch.empty(self.paths, self.numbers, dtype=torch.float64)
+        except (RuntimeError, MemoryError) as error:
+            raise ValueError(
+                f"paths must fit into memory, {8 * self.numbers} bytes each, got {self.paths}; "
+                "stream_circuits gives them in parts"
+            ) from error
+
+    @torch.no_grad()
+    def run(self, seed: int, chunk: int) -> Iterator[_Part | _Problem]:
+        """Walk example by example, with at most `chunk` paths at once."""
+        generator = torch.Generator().manual_seed(seed)
+        share, more = divmod(self.paths, len(self.inputs))
+        kept = len(self.nodes) if self.keep_paths else None
+        steps: list[Step] | None = None
+        for part, frozen in freeze(self.network, self.inputs, torch.device("cpu"), self.biases):
+            steps = steps or steps_of(frozen)
+            for row, example in enumerate(range(part.start, part.stop)):
+                one, end = one_example(frozen, row), int(self.ends.index[example])
+                counts = count_paths(one, steps)
+                why = _problem(counts, end, float(one.outputs[0, end]))
+                if why is not None:
+                    yield _Problem(example, why)
+                    continue
+                wanted = share + (example < more)
+                for start in range(0, wanted, chunk):
+                    walk = Walk(min(chunk, wanted - start), len(self.layers), kept)
+                    walk_back(one, steps, counts, walk, end, generator)
+                    yield _Part(example, walk)
+
+    def sample(self, parts: Sequence[_Part]) -> CircuitSample:
+        """Put finished walks together."""
+        walks, layers = [part.walk for part in parts] or [self._nothing()], self.layers
+        sizes = [len(part.walk.value) for part in parts]
+        examples = torch.tensor([part.example for part in parts], dtype=torch.int64)
+        return CircuitSample(
+            sign=1 - 2 * torch.cat([walk.negative for walk in walks]).to(torch.int8),
+            log_abs=torch.cat([walk.log_abs for walk in walks]),
+            inputs=torch.cat([walk.value for walk in walks]),
+            examples=examples.repeat_interleave(torch.tensor(sizes, dtype=torch.int64)),
+            weights=torch.cat([walk.weights for walk in walks], 1).T,
+            layers=layers,
+            most=_most_weights(self.nodes),
+            paths=CircuitPaths(
+                names=tuple(node.operation.name for node in self.nodes),
+                units=torch.cat([walk.units for walk in walks], 1).T,
+                starts=torch.cat([walk.starts for walk in walks]),
+                entries=torch.cat([walk.entries for walk in walks], 1).T,
+            )
+            if self.keep_paths
+            else None,
+        )
+
+    def _nothing(self) -> Walk:
+        return Walk(0, len(self.layers), len(self.nodes) if self.keep_paths else None)
+
+
+def _most_weights(nodes: Sequence[Node]) -> int:
+    """Return the most weighted operations on any way through the graph."""
+    passed = [0]
+    for operation, takes in nodes:
+        passed.append(max(passed[k + 1] for k in takes) + isinstance(operation, Weighted))
+    return passed[-1]
 
 
 def _problem(counts: Sequence[Tensor], end: int, output: float) -> str | None:
@@ -137,7 +280,3 @@ def _problem(counts: Sequence[Tensor], end: int, output: float) -> str | None:
     if not all(float(units.max()) <= _MOST_PATHS for units in counts):
         return f"more than {_MOST_PATHS:g} paths are alive"
     return None if counts[-1].flatten()[end] else "no path is alive"
-
-
-def _joined(parts: list[Tensor], dtype: torch.dtype) -> Tensor:
-    return torch.cat([torch.empty(0, dtype=dtype), *(part.to(dtype) for part in parts)])

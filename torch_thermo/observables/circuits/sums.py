@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,7 +13,15 @@ from torch import Tensor
 
 from torch_thermo.network import Network
 from torch_thermo.network.operations import Weighted
-from torch_thermo.observables.circuits.paths import Ends, FrozenNetwork, check_inputs, freeze
+from torch_thermo.observables.circuits.paths import (
+    Ends,
+    FrozenNetwork,
+    check_inputs,
+    freeze,
+    graph_of,
+    is_alive,
+    unchanged,
+)
 
 
 @dataclass(frozen=True)
@@ -27,11 +36,13 @@ class CircuitSums:
         alive: N, the number of alive paths; 0 for a dead example.
         signed: N S, the number of positive x psi minus that of negative ones.
         absolute: A, the sum of abs(x psi).
-        output: T, the sum of x psi, which is the network's output.
+        output: T, the sum of x psi: the network's output, or without biases x . dT/dx.
         moments: {q: sum of (x psi)^q}.
         order_one: {weighted operation: the total of its order-1 sums}, the sum of dT/dw over the
             entries of that layer's weight, once for each use of a layer that is used twice. Single
             entries are dT/dw, by autograd. Empty unless asked for.
+        order_two: {(weighted operation, later one): the total of their order-2 sums}, the sum of
+            d2T / dw dw' over the entries of both layers' weights. Empty unless asked for.
         reason: why values are NaN, or N is 0; None where there is nothing to say.
     """
 
@@ -41,6 +52,7 @@ class CircuitSums:
     output: Tensor
     moments: Mapping[int, Tensor] = field(repr=False)
     order_one: Mapping[str, Tensor] = field(repr=False)
+    order_two: Mapping[tuple[str, str], Tensor] = field(repr=False)
     reason: str | None = None
 
     @property
@@ -79,6 +91,8 @@ def circuit_asymmetry(
     inputs: Tensor,
     targets: Tensor | None = None,
     output: int | str | None = None,
+    *,
+    biases: bool = True,
 ) -> CircuitAsymmetry:
     r"""Measure the symmetry of the basis circuits, exactly (Li, eqs. 10, 11, 19, Fig. 3b).
 
@@ -95,10 +109,12 @@ def circuit_asymmetry(
             number for all others; y = +1 where the chosen output is the example's class, else -1.
         output: where the paths end: None (the only output; of several, each example's class), an
             index, or "target", the output of each example's class (of one output, that one).
+        biases: whether paths start at biases and BatchNorm's shifts too. If not, T is the part of
+            the output that is linear in x, x . dT/dx.
 
     Raises:
         UnreadableNetworkError: an activation that is no gate times its argument (tanh, GELU,
-            sigmoid, softmax); the message names the module.
+            sigmoid, softmax), or a recurrent network; the message names the module.
         ValueError: inputs, targets or output that do not fit the network.
         TypeError: no Network, no tensors, or an output that is no whole number.
 
@@ -112,7 +128,7 @@ def circuit_asymmetry(
     """
     check_inputs(network, inputs)
     ends = Ends.choose(network, len(inputs), output, targets)
-    sums = _sums(network, inputs, ends)
+    sums = _sums(network, inputs, ends, biases)
     mass = sums.mass_balance
     return CircuitAsymmetry(
         alive=sums.alive,
@@ -131,8 +147,10 @@ def circuit_sums(
     *,
     moments: int | Iterable[int] = (2,),
     order_one: bool = False,
+    order_two: bool = False,
+    biases: bool = True,
 ) -> CircuitSums:
-    r"""Sum over all circuits of each example: N, N S, A, T, moments, order-1 totals.
+    r"""Sum over all circuits of each example: N, N S, A, T, moments, order-1 and order-2 totals.
 
     With the gates of the example frozen, one float64 pass with every factor transformed gives
 
@@ -145,6 +163,7 @@ def circuit_sums(
     w                     T
     w^q                   sum of (x psi)^q
     layer l to 1          total of layer l's order-1 sums
+    layers l, m to 1      total of their order-2 sums
     ===================== ====================================
 
     Factors are weights, biases, inputs, and the gates that are not 0 or 1: slopes and the 1/k^2 of
@@ -158,6 +177,8 @@ def circuit_sums(
         output: where the paths end, see `circuit_asymmetry`.
         moments: exponents q, at least 1, or one; one pass each.
         order_one: also total each layer's order-1 sums, one pass a layer.
+        order_two: also total the order-2 sums of each two layers, one pass a pair.
+        biases: see `circuit_asymmetry`.
 
     Raises:
         UnreadableNetworkError: see `circuit_asymmetry`.
@@ -172,7 +193,7 @@ def circuit_sums(
         if exponent < 1:
             raise ValueError(f"moments must be at least 1, got {exponent}")
     ends = Ends.choose(network, len(inputs), output, targets)
-    return _sums(network, inputs, ends, exponents, order_one)
+    return _sums(network, inputs, ends, biases, exponents, order_one, order_two)
 
 
 @torch.no_grad()
@@ -180,46 +201,66 @@ def _sums(
     network: Network,
     inputs: Tensor,
     ends: Ends,
+    biases: bool,
     exponents: tuple[int, ...] = (),
     order_one: bool = False,
+    order_two: bool = False,
 ) -> CircuitSums:
-    layers = [
-        number
-        for number, operation in enumerate(network.operations)
-        if order_one and isinstance(operation, Weighted)
+    layers = {
+        number: node.operation
+        for number, node in enumerate(graph_of(network))
+        if isinstance(node.operation, Weighted)
+    }
+    ones = list(layers) if order_one else []
+    twos = [
+        (one, other)
+        for one, other in itertools.combinations(layers if order_two else (), 2)
+        # one operation that several stages share is there more than once, on different paths
+        if layers[one] is not layers[other]
     ]
     alive, signed, absolute, output, *others = _passes(
         network,
         inputs,
         ends.index,
+        biases,
         [
             # Whole numbers: rounding takes away what a convolution by Fourier transforms, as some
             # devices choose, leaves where no path is alive.
-            lambda frozen: frozen.sums(_is_alive).round(),
+            lambda frozen: frozen.sums(is_alive).round(),
             lambda frozen: frozen.sums(torch.sign).round(),
             lambda frozen: frozen.sums(torch.abs),
             lambda frozen: frozen.outputs,
             *(partial(_moment, exponent=exponent) for exponent in exponents),
-            *(partial(_order_one, number=number) for number in layers),
+            *(partial(_divided, numbers=(number,)) for number in ones),
+            *(partial(_divided, numbers=pair) for pair in twos),
         ],
     )
     broken = ~output.isfinite()
     empty = ~broken & (alive == 0)
-    kept = partial(_in_range, broken=broken, empty=empty)
+    kept = partial(in_range, broken=broken, empty=empty)
+    rest = iter(others)
+    powers = {
+        exponent: kept(moment, one_sided=exponent % 2 == 0)
+        for exponent, moment in zip(exponents, rest, strict=False)
+    }
     totals: dict[str, Tensor] = {}
-    for number, total in zip(layers, others[len(exponents) :], strict=True):
-        name = network.operations[number].name
+    for number, total in zip(ones, rest, strict=False):
+        name = layers[number].name
         totals[name] = kept(total) + totals.get(name, 0.0)
+    order = [operation.name for operation in layers.values()]
+    pairs: dict[tuple[str, str], Tensor] = {}
+    for (one, other), total in zip(twos, rest, strict=True):
+        # a shared operation comes before what takes it, and again behind that
+        first, last = sorted((layers[one].name, layers[other].name), key=order.index)
+        pairs[first, last] = kept(total) + pairs.get((first, last), 0.0)
     sums = CircuitSums(
         alive=kept(alive, one_sided=True),
         signed=kept(signed),
         absolute=kept(absolute, one_sided=True),
         output=kept(output),
-        moments={
-            exponent: kept(moment, one_sided=exponent % 2 == 0)
-            for exponent, moment in zip(exponents, others, strict=False)
-        },
+        moments=powers,
         order_one=totals,
+        order_two=pairs,
     )
     return replace(sums, reason=_reason(sums, broken, empty))
 
@@ -228,33 +269,26 @@ def _passes(
     network: Network,
     inputs: Tensor,
     index: Tensor,
+    biases: bool,
     passes: Sequence[Callable[[FrozenNetwork], Tensor]],
 ) -> list[Tensor]:
     """Return for each pass (B,), what it gives at each example's output, on the CPU."""
     found = [torch.empty(len(inputs), dtype=torch.float64) for _ in passes]
-    for part, frozen in freeze(network, inputs):
+    for part, frozen in freeze(network, inputs, biases=biases):
         for values, one_pass in zip(found, passes, strict=True):
             values[part] = one_pass(frozen).cpu().gather(1, index[part, None])[:, 0]
     return found
-
-
-def _is_alive(factor: Tensor) -> Tensor:
-    return (factor != 0).to(factor)
-
-
-def _same(factor: Tensor) -> Tensor:
-    return factor
 
 
 def _moment(frozen: FrozenNetwork, exponent: int) -> Tensor:
     return frozen.sums(lambda factor: factor**exponent)
 
 
-def _order_one(frozen: FrozenNetwork, number: int) -> Tensor:
-    return frozen.sums(_same, divided_out=number)
+def _divided(frozen: FrozenNetwork, numbers: Sequence[int]) -> Tensor:
+    return frozen.sums(unchanged, divided_out=numbers)
 
 
-def _in_range(values: Tensor, broken: Tensor, empty: Tensor, one_sided: bool = False) -> Tensor:
+def in_range(values: Tensor, broken: Tensor, empty: Tensor, one_sided: bool = False) -> Tensor:
     """Put NaN where float64 did not hold a sum: infinite, or 0 with nothing but positive terms."""
     lost = broken | ~values.isfinite()
     if one_sided:
@@ -264,15 +298,22 @@ def _in_range(values: Tensor, broken: Tensor, empty: Tensor, one_sided: bool = F
 
 def _reason(sums: CircuitSums, broken: Tensor, empty: Tensor) -> str | None:
     numbers = [sums.alive, sums.signed, sums.absolute, *sums.moments.values()]
-    lost = torch.stack([*numbers, *sums.order_one.values()]).isnan().any(0) & ~broken
-    causes = {
-        "no path is alive, so that S and T/A are undefined": empty,
-        "the output is not finite": broken,
-        "a sum is out of float64's range": lost,
-    }
-    told = [
+    numbers += [*sums.order_one.values(), *sums.order_two.values()]
+    lost = torch.stack(numbers).isnan().any(0) & ~broken
+    return told(
+        {
+            "no path is alive, so that S and T/A are undefined": empty,
+            "the output is not finite": broken,
+            "a sum is out of float64's range": lost,
+        }
+    )
+
+
+def told(causes: Mapping[str, Tensor]) -> str | None:
+    """Return how many examples have no value for each of these causes; None where all have."""
+    parts = [
         f"{int(which.sum())} of {len(which)} examples: {why}"
         for why, which in causes.items()
         if which.any()
     ]
-    return "; ".join(told) or None
+    return "; ".join(parts) or None
