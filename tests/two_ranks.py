@@ -17,6 +17,7 @@ from torch_thermo import (
     hessian_spectrum,
     plasticity_order_parameter,
 )
+from torch_thermo.observables import hessian_entries
 
 SHARDS = ((0, 1, 2), (3,))  # the batches of each rank
 
@@ -57,6 +58,8 @@ def measured(batches, group=None):
             numbers = [found.value, found.unbiased, found.stderr, found.risk_value]
             numbers += [found.groups, *found.per_layer.values()]
             result[f"order parameter {name} {population}"] = torch.tensor(numbers)
+    entries = hessian_entries(risk, 6, 7)
+    result["entries"], result["active"] = entries.entries, entries.active.double()
     spectrum = hessian_spectrum(risk, steps=6, probes=2)
     result["spectrum"] = torch.cat([spectrum.measure.nodes, spectrum.measure.weights])
     return result
