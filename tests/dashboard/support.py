@@ -8,12 +8,17 @@ OBSERVABLES = [
     "hessian_extremes",
     "hessian_density",
     "functional_density",
+    "hessian_entries",
     "weight_symmetry",
     "gradient_symmetry",
     "bulk_boundary",
     "circuit_symmetry",
     "circuit_sample",
+    "circuit_sample_order1",
+    "circuit_sample_order2",
     "propagator_spectrum",
+    "phase",
+    "assumptions",
 ]
 
 

@@ -23,9 +23,9 @@ def matched(tags: list[str], names: list[str]) -> list[str]:
 
 def test_the_page_reads_from_the_loss_to_the_symmetry():
     layout = dashboard.custom_scalar_layout(OBSERVABLES)
-    words = ("Bulk and boundary", "Order parameter", "Hessian", "Propagator", "Symmetry")
-    assert [word in title for word, title in zip(words, layout, strict=True)] == [True] * 5
-    assert [title[0] for title in layout] == ["1", "2", "3", "4", "5"]
+    words = ("Bulk and boundary", "Order parameter", "Hessian", "Propagator", "Symmetry", "Phase")
+    assert [word in title for word, title in zip(words, layout, strict=True)] == [True] * 6
+    assert [title[0] for title in layout] == ["1", "2", "3", "4", "5", "6"]
     titles = [title for group in layout.values() for title in group]
     assert len(set(titles)) == len(titles)
     # two lines of one of TensorBoard's charts

@@ -129,6 +129,54 @@ CARDS: dict[str, Card] = {
         floor="the standard errors `..._stderr` over the random probe vectors.",
         source=f"{LI}, Fig. 6 (the other part of the Hessian).",
     ),
+    "hessian_entries": Card(
+        title="Entries of the Hessian, example by example",
+        shows="E = l' d2T / dtheta_i dtheta_j of each example, for random pairs of weights. "
+        "`share_below`: how many have a normalised mean |z_1| = |mean / sd| below .15; "
+        "`share_below_moving`: of those that are not 0 in every example; `share_below_active`: of "
+        "these, over the examples with a loss alone. `correlation`: mean |r| between entries, "
+        "`correlated_share`: the pairs that are more than chance; `..._active`: over the examples "
+        "with a loss alone.",
+        healthy="The paper expects entries with mean 0 (>= 95 % below .15, 98 % late) and few of "
+        "them correlated. As the share p of active examples falls, all |z_1| fall with it whatever "
+        "the net has learned: believe a rise of `share_below` only if `share_below_active` rises "
+        "too.",
+        floor="`bound` = sqrt(p / (1 - p)), which no |z_1| exceeds; `correlation_null`, the mean "
+        "|r| of shuffled examples, which grows as they get fewer. `structural_share` of the "
+        "entries are 0 because no path passes both weights. With few active examples chance alone "
+        "gives z of 1 / sqrt(n).",
+        source=f"{LI}, Figs. 6 and 7.",
+    ),
+    "phase": Card(
+        title="Phase: solved, plastic or frustrated",
+        shows="The text beside this card names the phase and what it was decided by. `code`: 0 "
+        "solved (the risk R within `tolerance` of 0), 1 plastic (R above it, the order parameter "
+        "||grad R||^2 above 0, `lambda_min` of the Hessian below 0, the functional part's spectrum "
+        "symmetric), 2 frustrated (R above it, the order parameter 0); no point: undecided.",
+        healthy="Plastic from the start until it is solved. Frustrated with `zero_output_share` "
+        "near 1 means that all units of a layer are dead; with a `lambda_min` of 0 the net sits in "
+        "a minimum.",
+        floor="`order_parameter_stderr` and `order_parameter_incoherent`, what orthogonal "
+        "gradients of the micro-batches would give: within 3 errors and below a tenth of that it "
+        "is 0. `lambda_min_bound`: a `lambda_min` within it has no sign. `odd_3_stderr`: symmetric "
+        "is |`odd_3`| below .25 with its error.",
+        source=f"{LI}, Figs. 4b and 8.",
+    ),
+    "assumptions": Card(
+        title="The theory's identities and assumptions on this net",
+        shows="The table beside this card: each identity of bias-free piecewise-linear nets, "
+        "whether it holds here and to what error (`error_...`, `holds_...`). Of assembly symmetry: "
+        "how symmetric `weights_...`, `gradient_...`, `circuits_...` and the functional part's "
+        "spectrum (`spectrum_odd_3`) are. Of diversity: `entries_share_below`, the share of "
+        "Hessian entries with a normalised mean below .15, and how they are correlated.",
+        healthy="What holds at the start holds throughout: it is a theorem of the architecture. "
+        "Biases and BatchNorm break the homogeneity and keep the trace at 0; tanh and GELU break "
+        "all. The assumptions are of degree, and the paper expects both to last.",
+        floor="`..._w_sym_null` for each `..._w_sym`, `spectrum_odd_3_stderr`, `entries_bound` "
+        "(which makes the share rise as examples become inactive, whatever the entries are), "
+        "`entries_share_below_active` and `entries_correlation_null`. " + _DEPENDENT,
+        source=f"{LI}, Figs. 3, 4, 6, 7 and 8a.",
+    ),
     "weight_symmetry": Card(
         title="Symmetry of the weights",
         shows=_SYMMETRY_SHOWS + "`layer/...`, `w_sym/...`: of each parameter. Histograms and the "
@@ -212,6 +260,21 @@ CARDS: dict[str, Card] = {
         "products carry it.",
         source=f"{LI}, eqs. 10, 11 and 16, Fig. 3b.",
     ),
+    **{
+        f"circuit_sample_order{order}": Card(
+            title=f"Sampled circuits of order {order}",
+            shows=f"The same paths with {divided} divided out: terms of the entries of "
+            f"{derivative}. {_SYMMETRY_SHOWS}The histogram is read as that of `circuit_sample`.",
+            healthy="What order 0 shows: two equal humps, before and after training. A product of "
+            "many signed factors stays one with a factor or two less.",
+            floor=_SYMMETRY_FLOOR + "It is high for products: a few large ones carry it.",
+            source=f"{LI}, eqs. 16 and 19, Fig. 3b.",
+        )
+        for order, divided, derivative in (
+            (1, "one weight", "the output's gradient"),
+            (2, "two weights of different layers", "the output's Hessian"),
+        )
+    },
 }
 """What each observable is, for the text tab and the docs."""
 

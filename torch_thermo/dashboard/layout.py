@@ -29,6 +29,7 @@ _ORDER = "2 Order parameter ||grad R||^2 and loss"
 _HESSIAN = "3 Hessian: edges, asymmetry, trace"
 _PROPAGATOR = "4 Propagator: how strongly neurons are coupled"
 _SYMMETRY = "5 Symmetry, each beside its floor"
+_PHASE = "6 Phase, and the theory's assumptions"
 
 # Category, chart, kind, (observable, quantity) pairs. A Multiline chart shows what is there of its
 # list; a Margin chart takes value, lower and upper edge and needs all three.
@@ -98,6 +99,24 @@ _CHARTS: tuple[tuple[str, str, str, Curves], ...] = (
         (*_of("hessian_density", "trace"), *_of("functional_density", "trace")),
     ),
     (
+        _HESSIAN,
+        "share of Hessian entries with |z_1| < .15, and of the active examples alone",
+        "Multiline",
+        _of("hessian_entries", "share_below_moving", "share_below_active"),
+    ),
+    (
+        _HESSIAN,
+        "share p of active examples, and sqrt(p / (1 - p)), which no |z_1| exceeds",
+        "Multiline",
+        _of("hessian_entries", "active_share", "bound"),
+    ),
+    (
+        _HESSIAN,
+        "mean |r| between Hessian entries of the active examples, and its null",
+        "Multiline",
+        _of("hessian_entries", "correlation_active", "correlation_active_null"),
+    ),
+    (
         _PROPAGATOR,
         f"mu2 = Tr (log G)^2 {LOG}",
         "Multiline",
@@ -139,6 +158,15 @@ _CHARTS: tuple[tuple[str, str, str, Curves], ...] = (
         "Multiline",
         _of("circuit_sample", "w_sym", "w_sym_null"),
     ),
+    *(
+        (
+            _SYMMETRY,
+            f"asymmetry W_sym of sampled circuits of order {order}, and its floor",
+            "Multiline",
+            _of(f"circuit_sample_order{order}", "w_sym", "w_sym_null"),
+        )
+        for order in (1, 2)
+    ),
     (
         _SYMMETRY,
         "sign balance of the weights, 95 % interval",
@@ -174,6 +202,36 @@ _CHARTS: tuple[tuple[str, str, str, Curves], ...] = (
         "share of examples with y T/A > 0, 95 % interval",
         "Margin",
         _of("circuit_symmetry", "positive", "positive_low", "positive_high"),
+    ),
+    (
+        _PHASE,
+        "phase: 0 solved, 1 plastic, 2 frustrated, no point: undecided",
+        "Multiline",
+        _of("phase", "code"),
+    ),
+    (
+        _PHASE,
+        f"order parameter, its error, and that of orthogonal gradients {LOG}",
+        "Multiline",
+        _of("phase", "order_parameter", "order_parameter_stderr", "order_parameter_incoherent"),
+    ),
+    (
+        _PHASE,
+        "lambda_min of the Hessian, and the share of outputs that are 0",
+        "Multiline",
+        _of("phase", "lambda_min", "zero_output_share"),
+    ),
+    (
+        _PHASE,
+        "asymmetry odd_3 of the functional part (symmetric below .25)",
+        "Multiline",
+        (*_of("phase", "odd_3"), *_of("assumptions", "spectrum_odd_3")),
+    ),
+    (
+        _PHASE,
+        f"errors of the identities {LOG}",
+        "Multiline",
+        _of("assumptions", "error_trace", "error_homogeneity", "error_layer_balance"),
     ),
 )
 

@@ -21,6 +21,8 @@ _NAMES = {
     "weight_symmetry": "Weights",
     "gradient_symmetry": "Gradient entries",
     "circuit_sample": "Sampled circuits",
+    "circuit_sample_order1": "Sampled circuits of order 1",
+    "circuit_sample_order2": "Sampled circuits of order 2",
 }
 
 
@@ -35,6 +37,7 @@ def write_figure(
             there, ``exact``.
             ``"histogram"``: of :func:`histogram_arrays`, and one a layer of
             :func:`layer_histograms`, to the histograms tab.
+            ``"text"``: the string ``text``, in Markdown, to the text tab.
         observable: its name, part of the tag.
         arrays: as they are stored.
         step: completed updates.
@@ -46,8 +49,11 @@ def write_figure(
     if kind == "histogram":
         write_counted(writer, tag(observable, kind), arrays, step)
         return
+    if kind == "text":
+        writer.add_text(tag(observable, kind), str(arrays["text"]), global_step=step)
+        return
     if kind != "density":
-        raise ValueError(f"kind must be 'density' or 'histogram', got {kind!r}")
+        raise ValueError(f"kind must be 'density', 'histogram' or 'text', got {kind!r}")
     write_density(
         writer,
         tag(observable, kind),

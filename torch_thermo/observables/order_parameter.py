@@ -27,6 +27,9 @@ class OrderParameter:
         per_layer: {parameter name: its share of `value`}; the shares add up to it.
         groups: how many groups of batches `unbiased` and `stderr` rest on.
         reason: why a value is NaN; empty when none is.
+        incoherent: what `value` would be if the groups' gradients were orthogonal to each other,
+            `sum W_m^2 |g_m|^2 / W^2`. Far above it the examples pull one way; far below it their
+            pulls cancel, as at a stationary point.
     """
 
     value: float
@@ -36,6 +39,7 @@ class OrderParameter:
     per_layer: Mapping[str, float] = field(repr=False)
     groups: int
     reason: str = ""
+    incoherent: float = _NAN
 
     def scaled(self, rates: Mapping[str, float]) -> float:
         """Return `sum_l eta_l ||grad_l R||^2`, the first-order loss drop of one plain step.
@@ -107,7 +111,10 @@ def plasticity_order_parameter(
     # the examples' share of the population, in the unit of the weights
     size = None if population is None else population * float(masses.sum()) / samples
     unbiased, stderr, reason = _unbiased(value, squares, crossed, masses, size)
-    return OrderParameter(value, unbiased, stderr, risk_value, per_layer, len(masses), reason)
+    incoherent = float(masses.square() @ squares / masses.sum().square())
+    return OrderParameter(
+        value, unbiased, stderr, risk_value, per_layer, len(masses), reason, incoherent
+    )
 
 
 def _over_ranks(
