@@ -38,3 +38,16 @@ def test_the_losses():
     assert recipes.SquaredError()(output, target).item() == pytest.approx(0.5 * (0.25 + 1) / 2)
     scores, signs = torch.tensor([2.0, -0.5, 0.25]), torch.tensor([1.0, -1, -1])
     assert recipes.Hinge()(scores, signs).item() == pytest.approx((0 + 0.5 + 1.25) / 3)
+    expected = (1 + torch.exp(-signs * scores)).log().mean()
+    torch.testing.assert_close(recipes.CrossEntropy()(scores, signs), expected)
+    large = recipes.CrossEntropy()(torch.tensor([300.0]), torch.tensor([-1.0]))
+    assert large.item() == 300
+
+
+@pytest.mark.parametrize("criterion", [recipes.Hinge, recipes.CrossEntropy])
+@pytest.mark.parametrize("strange", [0.0, 2.0, 0.5])
+def test_labels_outside_plus_and_minus_1_are_refused(criterion, strange):
+    module = recipes.Classifier(torch.nn.Flatten(0), criterion(), 0.1)
+    inputs, labels = torch.zeros(3, 1), torch.tensor([1.0, -1.0, strange])
+    with pytest.raises(ValueError, match=rf"labels must be \+1 or -1, got {strange:g}"):
+        module.training_step((inputs, labels), 0)

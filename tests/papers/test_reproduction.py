@@ -10,10 +10,12 @@ from rich.console import Console
 
 from torch_thermo.papers import reproduction
 from torch_thermo.papers.reproduction import (
+    DATA,
     EXPERIMENTS,
     Experiment,
     Outcome,
     Session,
+    check_data,
     chosen,
     reproduce,
     rows_table,
@@ -36,6 +38,8 @@ def test_every_experiment_has_a_maker():
         module, _, function = one.maker.partition(":")
         assert callable(getattr(import_module(module), function))
     wanted = {f"vanchurin/{what}" for what in ("table", *(f"fig{k}" for k in range(1, 8)))}
+    figures = ("3a", "3b", "4a", "4b", "6a", "6b", "6c", "7a", "7b", "7c", "8a", "8b")
+    wanted |= {f"li/{what}" for what in ("functional", "table", *(f"fig{k}" for k in figures))}
     assert wanted <= set(names(EXPERIMENTS))
 
 
@@ -85,6 +89,23 @@ def test_what_cannot_be_made_is_refused_before_it_starts(tmp_path):
     assert refused(out=tmp_path, epochs=0) == "epochs must be at least 1, got 0"
     (tmp_path / "file").write_text("")
     assert "out must be a folder" in refused(out=tmp_path / "file" / "below")
+
+
+def test_each_paper_has_its_data():
+    session = Session(Path("out"))
+    assert {one.paper for one in EXPERIMENTS} == set(DATA)
+    assert [session.images(paper) for paper in DATA] == ["mnist5k", "cifar10"]
+    assert Session(Path("out"), data="FILE.npz").images("li") == "FILE.npz"
+    check_data(EXPERIMENTS, None)
+    check_data(EXPERIMENTS, "FILE.npz")
+    check_data(chosen(["vanchurin/all"]), "mnist")
+    check_data(chosen(["li/all"]), "cifar10")
+    with pytest.raises(
+        ValueError, match=r"must be cifar10 or a FILE\.npz, got 'mnist' for li/fig3a"
+    ):
+        check_data(chosen(["li/all"]), "mnist")
+    with pytest.raises(ValueError, match=r"must be mnist5k, mnist or a FILE\.npz, got 'cifar10'"):
+        next(reproduce(chosen(["all"]), Session(Path("out"), data="cifar10")))
 
 
 def test_the_table_has_all_digits_in_the_file(tmp_path):

@@ -116,6 +116,17 @@ def test_a_law_that_holds_on_anything_has_no_content():
     assert verdicts.content(null=0.0)(0.0, NAN, 1e-9, NAN) == NOT_MEASURED
 
 
+def test_a_bound_that_the_null_meets_as_well_has_no_content():
+    def judge(null: float, ours: float, spread: float = NAN) -> str:
+        return verdicts.content(null, verdicts.at_least)(0.98, ours, 0.005, spread)
+
+    assert judge(1.0, 0.99) == NO_CONTENT
+    assert judge(0.0, 0.99) == REPRODUCED
+    assert judge(1.0, 0.9) == NOT_REPRODUCED
+    assert judge(NAN, 0.99) == REPRODUCED  # a null that is not known makes nothing empty
+    assert judge(1.0, 0.97, 0.01) == WITHIN_SPREAD
+
+
 def test_an_order():
     assert verdicts.order(1.0, 1.0, 0.0, NAN) == REPRODUCED
     assert verdicts.order(1.0, 0.0, 0.0, NAN) == LABELS_SWAPPED

@@ -6,9 +6,10 @@ measurements a figure takes is decided in ``papers``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, get_args
 
 import numpy as np
 
@@ -22,12 +23,40 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-__all__ = ["Arrow", "Bracket", "Level", "Look", "Panel", "Trace", "paper_figure"]
+__all__ = [
+    "Arrow",
+    "Bracket",
+    "Drawable",
+    "Level",
+    "Look",
+    "Panel",
+    "Point",
+    "Trace",
+    "paper_figure",
+]
 
 Look = Literal["curve", "line", "points", "faint", "steps"]
 HEIGHT = 3.3  # of a panel in inches
 WIDTH = 4.2
 LEVELS = ((0, (2, 2)), (0, (6, 2)), (0, (6, 2, 1, 2)))  # by label
+
+
+Point: TypeAlias = tuple[str, str, float, float, float, float]
+"""Kind, series, x, y, low, high of what is drawn; NaN for none."""
+
+
+class Drawable(Protocol):
+    """A panel of a paper's figure: curves, ridges, a matrix."""
+
+    @property
+    def name(self) -> str:
+        """A plain one, for the column of the data file."""
+
+    def draw(self, axes: Axes, width: float) -> None:
+        """Draw it into a panel of a figure, `width` inches wide."""
+
+    def points(self) -> Iterator[Point]:
+        """All that it shows."""
 
 
 @dataclass(frozen=True)
@@ -134,8 +163,88 @@ class Panel:
     xlimits: tuple[float, float] | None = None
     ylimits: tuple[float, float] | None = None
 
+    def draw(self, axes: Axes, width: float) -> None:
+        """Draw it into a panel of a figure, `width` inches wide."""
+        lines = draw_curves(
+            axes,
+            self.traces,
+            xlabel=self.xlabel,
+            ylabel=self.ylabel,
+            xscale=self.xscale,
+            yscale=self.yscale,
+            title=self.title,
+            width=width,
+        )
+        if not lines:
+            return
+        for index, trace in enumerate(self.traces):
+            if trace.label in lines:
+                _restyle(lines[trace.label], trace.look, index)
+        seen: list[str] = []
+        for level in self.levels:
+            label = None if level.label in seen else level.label
+            if level.label not in seen:
+                seen.append(level.label)
+            dashes = LEVELS[seen.index(level.label) % len(LEVELS)]
+            look: dict[str, Any] = {"color": style.INK, "linewidth": 1.1, "linestyle": dashes}
+            if level.axis == "y":
+                axes.axhline(level.value, label=label, zorder=2.1, **look)
+            else:
+                axes.axvline(level.value, label=label, zorder=2.1, **look)
+        for arrow in self.arrows:
+            axes.annotate(
+                arrow.text,
+                (arrow.x, arrow.y),
+                xytext=arrow.offset,
+                textcoords="offset points",
+                fontsize=style.SMALL,
+                color=style.INK,
+                va="center",
+                arrowprops={"arrowstyle": "->", "color": style.INK, "linewidth": 1.0},
+            )
+        for bracket in self.brackets:
+            ends = ([bracket.x] * 2, [bracket.low, bracket.high])
+            axes.plot(*ends, color=style.INK, linewidth=1.0, marker="_", markersize=5.0)
+            axes.annotate(
+                bracket.text,
+                (bracket.x, 0.5 * (bracket.low + bracket.high)),
+                xytext=(8.0, 0.0),
+                textcoords="offset points",
+                fontsize=style.SMALL,
+                color=style.INK,
+                va="center",
+            )
+        if self.xlimits is not None:
+            axes.set_xlim(*self.xlimits)
+        if self.ylimits is not None:
+            axes.set_ylim(*self.ylimits)
+        style.legend(axes, self.title, width)
 
-def paper_figure(panels: Sequence[Panel], caption: str, columns: int = 2) -> Figure:
+    def points(self) -> Iterator[Point]:
+        """All points and marks: kind, series, x, y, low and high; NaN for none.
+
+        The kind is a trace's look (low and high: its band), "level" (x or y, across the panel),
+        "arrow" (where it points) or "bracket" (at x, from low to high).
+        """
+        for trace in self.traces:
+            size = len(np.asarray(trace.x))
+            columns = [
+                np.full(size, math.nan) if values is None else np.asarray(values, np.float64)
+                for values in (trace.x, trace.y, trace.low, trace.high)
+            ]
+            for x, y, low, high in zip(*columns, strict=True):
+                yield trace.look, trace.label, x, y, low, high
+        none = math.nan
+        for level in self.levels:
+            place = (level.value, none) if level.axis == "x" else (none, level.value)
+            yield "level", level.label, *place, none, none
+        for arrow in self.arrows:
+            yield "arrow", arrow.text, arrow.x, arrow.y, none, none
+        for bracket in self.brackets:
+            yield "bracket", bracket.text, bracket.x, none, bracket.low, bracket.high
+
+
+def paper_figure(panels: Sequence[Drawable], caption: str, columns: int = 2) -> Figure:
     """Draw a paper's figure.
 
     Args:
@@ -156,68 +265,11 @@ def paper_figure(panels: Sequence[Panel], caption: str, columns: int = 2) -> Fig
     width = 6.0 if columns == 1 else WIDTH * columns
     figure, places = style.new_figure(width, HEIGHT * rows + 0.6, rows, columns)
     for axes, panel in zip(places, panels, strict=False):
-        _draw(axes, panel, width / columns - 0.7)
+        panel.draw(axes, width / columns - 0.7)
     for axes in places[len(panels) :]:
         axes.remove()
     style.caption(figure, caption)
     return figure
-
-
-def _draw(axes: Axes, panel: Panel, width: float) -> None:
-    lines = draw_curves(
-        axes,
-        panel.traces,
-        xlabel=panel.xlabel,
-        ylabel=panel.ylabel,
-        xscale=panel.xscale,
-        yscale=panel.yscale,
-        title=panel.title,
-        width=width,
-    )
-    if not lines:
-        return
-    for index, trace in enumerate(panel.traces):
-        if trace.label in lines:
-            _restyle(lines[trace.label], trace.look, index)
-    seen: list[str] = []
-    for level in panel.levels:
-        label = None if level.label in seen else level.label
-        if level.label not in seen:
-            seen.append(level.label)
-        dashes = LEVELS[seen.index(level.label) % len(LEVELS)]
-        look: dict[str, Any] = {"color": style.INK, "linewidth": 1.1, "linestyle": dashes}
-        if level.axis == "y":
-            axes.axhline(level.value, label=label, zorder=2.1, **look)
-        else:
-            axes.axvline(level.value, label=label, zorder=2.1, **look)
-    for arrow in panel.arrows:
-        axes.annotate(
-            arrow.text,
-            (arrow.x, arrow.y),
-            xytext=arrow.offset,
-            textcoords="offset points",
-            fontsize=style.SMALL,
-            color=style.INK,
-            va="center",
-            arrowprops={"arrowstyle": "->", "color": style.INK, "linewidth": 1.0},
-        )
-    for bracket in panel.brackets:
-        ends = ([bracket.x] * 2, [bracket.low, bracket.high])
-        axes.plot(*ends, color=style.INK, linewidth=1.0, marker="_", markersize=5.0)
-        axes.annotate(
-            bracket.text,
-            (bracket.x, 0.5 * (bracket.low + bracket.high)),
-            xytext=(8.0, 0.0),
-            textcoords="offset points",
-            fontsize=style.SMALL,
-            color=style.INK,
-            va="center",
-        )
-    if panel.xlimits is not None:
-        axes.set_xlim(*panel.xlimits)
-    if panel.ylimits is not None:
-        axes.set_ylim(*panel.ylimits)
-    style.legend(axes, panel.title, width)
 
 
 def _restyle(artist: Artist, look: Look, index: int) -> None:

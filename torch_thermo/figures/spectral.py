@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = [
     "density",
     "density_ridgeline",
+    "density_rows",
     "draw_density",
     "draw_density_ridgeline",
     "spectral_axis",
@@ -169,6 +170,22 @@ def draw_density_ridgeline(
         axes.set_xlabel(xlabel, fontsize=style.TEXT)
         say_empty(axes, title)
         return
+    rows, options = density_rows(measures, xscale)
+    draw_ridgeline(axes, rows, xlabel=xlabel, xscale=xscale, title=title, width=width, **options)
+
+
+def density_rows(
+    measures: Sequence[tuple[str, SpectralMeasure]], xscale: Scale = "signed log"
+) -> tuple[list[Row], dict[str, Any]]:
+    """Rows of smoothed spectral densities on one grid, and how to draw them.
+
+    Args:
+        measures: pairs of a label and a measure, at least one.
+        xscale: ``"signed log"`` or ``"linear"``.
+
+    Returns:
+        The rows, and the arguments threshold and floor of :func:`draw_ridgeline`.
+    """
     _, widths, grid, threshold = _common_grid([m for _, m in measures], None, xscale)
     points = torch.from_numpy(grid)
     rows = [
@@ -178,16 +195,7 @@ def draw_density_ridgeline(
     lowest = min(
         _lowest(measure, spread) for (_, measure), spread in zip(measures, widths, strict=True)
     )
-    draw_ridgeline(
-        axes,
-        rows,
-        xlabel=xlabel,
-        xscale=xscale,
-        threshold=threshold,
-        floor=lowest,
-        title=title,
-        width=width,
-    )
+    return rows, {"threshold": threshold, "floor": lowest}
 
 
 def density_ridgeline(

@@ -5,10 +5,7 @@ Both are ordinary Lightning runs: all that the measurements add is one callback.
 
 from __future__ import annotations
 
-import logging
-import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +19,7 @@ from torch.utils.data import DataLoader
 
 from torch_thermo import data, figures
 from torch_thermo.callbacks import Thermometer
+from torch_thermo.papers.quiet import quiet_lightning
 from torch_thermo.papers.recipes import Classifier, Recipe, tanh_recipe, vgg_recipe
 from torch_thermo.papers.show import run_table, run_title
 from torch_thermo.papers.threads import one_thread
@@ -141,7 +139,7 @@ def _train(recipe: Recipe, out: Path, seed: int, accelerator: str, progress: boo
     module = Classifier(recipe.network(), recipe.criterion(), recipe.learning_rate)
     thermometer = Thermometer()
     callbacks: list[Any] = [thermometer, *([RichProgressBar()] if progress else [])]
-    with _quiet_lightning(), one_thread():
+    with quiet_lightning(), one_thread():
         trainer = pl.Trainer(
             accelerator=accelerator,
             devices=1,
@@ -217,25 +215,6 @@ def _notes(thermometer: Thermometer, available: int) -> dict[str, str]:
         "positive_share": circuits,
         "circuit_sample": f"{sample.paths:,} alive circuits of {examples('circuit_sample')}.",
     }
-
-
-@contextmanager
-def _quiet_lightning() -> Iterator[None]:
-    """Leave out Lightning's advice about devices and loaders: here the data are in memory."""
-    # Whichever of its two names Lightning was imported by last holds the logger it writes to.
-    loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning.pytorch")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-            warnings.filterwarnings("ignore", message=".*number of training batches.*")
-            warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
 
 
 def summary_table(done: DemoRun) -> Table:

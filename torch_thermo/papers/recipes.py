@@ -18,7 +18,16 @@ from torch.utils.data import TensorDataset
 from torch_thermo import data
 from torch_thermo.systems import VGG, TanhMLP
 
-__all__ = ["Classifier", "Hinge", "Recipe", "SquaredError", "tanh_recipe", "vgg_recipe"]
+__all__ = [
+    "Classifier",
+    "CrossEntropy",
+    "Hinge",
+    "Recipe",
+    "SignLoss",
+    "SquaredError",
+    "tanh_recipe",
+    "vgg_recipe",
+]
 
 
 class SquaredError(nn.Module):
@@ -29,7 +38,24 @@ class SquaredError(nn.Module):
         return 0.5 * (output - target).square().sum(dim=1).mean()
 
 
-class Hinge(nn.Module):
+class SignLoss(nn.Module):
+    """Base of the losses of one output T and labels y = +-1."""
+
+    @staticmethod
+    def check(target: Tensor) -> None:
+        """Refuse labels that such a loss has no meaning for.
+
+        Apart from `forward`, which may be mapped over examples, where values can't be looked at.
+
+        Raises:
+            ValueError: a label is neither +1 nor -1.
+        """
+        strange = target[target.abs() != 1]
+        if len(strange):
+            raise ValueError(f"labels must be +1 or -1, got {float(strange[0]):g}")
+
+
+class Hinge(SignLoss):
     """``max(0, 1 - y T)``, averaged over the batch (Li, section 2)."""
 
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
@@ -37,12 +63,21 @@ class Hinge(nn.Module):
         return (1 - target * output).clamp(min=0).mean()
 
 
+class CrossEntropy(SignLoss):
+    """``log(1 + exp(-y T))``: the cross entropy of two classes, averaged over the batch."""
+
+    def forward(self, output: Tensor, target: Tensor) -> Tensor:
+        """Outputs T and targets y = +-1, both ``(batch,)``, to a scalar."""
+        return nn.functional.softplus(-target * output).mean()
+
+
 class Classifier(pl.LightningModule):
     """An ordinary module: a network, a criterion, plain SGD, accuracies logged.
 
     Args:
         network: maps a batch of inputs to outputs.
-        criterion: maps outputs and targets to the batch's mean loss.
+        criterion: maps outputs and targets to the batch's mean loss; of a `SignLoss` the labels
+            of each batch are checked.
         learning_rate: of SGD without momentum.
     """
 
@@ -71,6 +106,8 @@ class Classifier(pl.LightningModule):
 
     def _evaluate(self, batch: tuple[Tensor, Tensor], part: str) -> Tensor:
         inputs, targets = batch
+        if isinstance(self.criterion, SignLoss):
+            self.criterion.check(targets)
         outputs = self(inputs)
         loss: Tensor = self.criterion(outputs, targets)
         self.log(f"{part}/loss", loss, on_step=False, on_epoch=True, batch_size=len(inputs))

@@ -22,10 +22,12 @@ from torch_thermo.papers.verdicts import Row
 
 __all__ = [
     "BUDGETS",
+    "DATA",
     "EXPERIMENTS",
     "Experiment",
     "Outcome",
     "Session",
+    "check_data",
     "chosen",
     "list_table",
     "reproduce",
@@ -35,6 +37,9 @@ __all__ = [
 ]
 
 BUDGETS = ("quick", "paper")
+DATA = {"vanchurin": ("mnist5k", "mnist"), "li": ("cifar10",)}
+"""Of each paper the named data that its nets take, the first where none is asked for."""
+
 QUANTITY = 36  # letters of its column, at least
 NARROWEST = 110  # letters of a table: on a console of fewer its lines run on in the next
 Made = TypeVar("Made")
@@ -55,6 +60,11 @@ class Experiment:
     title: str
     maker: str
 
+    @property
+    def paper(self) -> str:
+        """The paper's name."""
+        return self.name.partition("/")[0]
+
     def make(self, session: Session) -> Outcome:
         """Make it."""
         module, _, function = self.maker.partition(":")
@@ -63,6 +73,7 @@ class Experiment:
 
 
 _VANCHURIN = "torch_thermo.papers.vanchurin.experiment"
+_LI = "torch_thermo.papers.li.experiment"
 EXPERIMENTS = (
     Experiment("vanchurin/fig1", "free energy of a two-level spectrum", f"{_VANCHURIN}:fig1"),
     Experiment("vanchurin/fig2", "bulk and boundary loss, deep net", f"{_VANCHURIN}:fig2"),
@@ -75,6 +86,22 @@ EXPERIMENTS = (
         "vanchurin/bulk-training", "training on the bulk loss", f"{_VANCHURIN}:training_on_bulk"
     ),
     Experiment("vanchurin/table", "all numbers of the paper beside ours", f"{_VANCHURIN}:table"),
+    Experiment("li/fig3a", "distribution of the weights over training", f"{_LI}:fig3a"),
+    Experiment("li/fig3b", "symmetry of the circuits", f"{_LI}:fig3b"),
+    Experiment("li/fig4a", "distribution of the gradient over training", f"{_LI}:fig4a"),
+    Experiment("li/fig4b", "plasticity order parameter and risk", f"{_LI}:fig4b"),
+    Experiment("li/fig6a", "normalised means of Hessian entries", f"{_LI}:fig6a"),
+    Experiment("li/fig6b", "share of them below .15", f"{_LI}:fig6b"),
+    Experiment("li/fig6c", "the same given active examples, a control", f"{_LI}:fig6c"),
+    Experiment("li/fig7a", "correlations of Hessian entries, at the start", f"{_LI}:fig7a"),
+    Experiment("li/fig7b", "the same in the middle of training", f"{_LI}:fig7b"),
+    Experiment("li/fig7c", "the same at the end", f"{_LI}:fig7c"),
+    Experiment("li/fig8a", "spectrum of the Hessian over training", f"{_LI}:fig8a"),
+    Experiment("li/fig8b", "risk and accuracy", f"{_LI}:fig8b"),
+    Experiment(
+        "li/functional", "cross entropy and ResNet: what stays symmetric", f"{_LI}:functional"
+    ),
+    Experiment("li/table", "all statements of the paper beside ours", f"{_LI}:table"),
 )
 
 
@@ -98,17 +125,21 @@ class Session:
     Attributes:
         out: folder of all results; each paper has its own below it.
         budget: ``"quick"`` or ``"paper"``.
-        data: a name or a file, see :func:`torch_thermo.data.load`.
+        data: a name or a file, see :func:`torch_thermo.data.load`; None takes each paper's own.
         epochs: of each training; None takes the budget's own number.
         progress: told what is done, how much of it, and of how much.
     """
 
     out: Path
     budget: str = "quick"
-    data: str = "mnist5k"
+    data: str | None = None
     epochs: int | None = None
     progress: Callable[[str, int, int], None] | None = None
     _made: dict[str, object] = field(default_factory=dict, repr=False, compare=False)
+
+    def images(self, paper: str) -> str:
+        """The data for a paper's nets."""
+        return DATA[paper][0] if self.data is None else self.data
 
     def once(self, key: str, make: Callable[[], Made]) -> Made:
         """What ``make`` gives, made at the first call and remembered under ``key``."""
@@ -146,6 +177,21 @@ def chosen(names: Sequence[str]) -> list[Experiment]:
     return list(picked.values())
 
 
+def check_data(experiments: Sequence[Experiment], data: str | None) -> None:
+    """Refuse named data that an experiment's nets do not take; files are known when they are read.
+
+    Raises:
+        ValueError: it is another paper's.
+    """
+    others = {name for names in DATA.values() for name in names}
+    for one in experiments:
+        taken = DATA.get(one.paper, ())
+        if data in others and data not in taken:
+            raise ValueError(
+                f"data must be {', '.join(taken)} or a FILE.npz, got {data!r} for {one.name}"
+            )
+
+
 def reproduce(
     experiments: Sequence[Experiment], session: Session
 ) -> Iterator[tuple[Experiment, Outcome]]:
@@ -159,13 +205,15 @@ def reproduce(
         Each with what it left.
 
     Raises:
-        ValueError: the budget is unknown, ``epochs`` is below 1, or the data are not usable.
+        ValueError: the budget is unknown, ``epochs`` is below 1, or the data are not usable or
+            another paper's.
         NotADirectoryError: ``out`` is a file, or lies below one.
     """
     if session.budget not in BUDGETS:
         raise ValueError(f"budget must be {' or '.join(BUDGETS)}, got {session.budget!r}")
     if session.epochs is not None and session.epochs < 1:
         raise ValueError(f"epochs must be at least 1, got {session.epochs}")
+    check_data(experiments, session.data)
     for path in (session.out, *session.out.parents):
         if path.exists() and not path.is_dir():
             raise NotADirectoryError(f"out must be a folder, got the file {path}")

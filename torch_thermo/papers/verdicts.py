@@ -133,20 +133,22 @@ def formula(corrected: float) -> Rule:
     return rule
 
 
-def content(null: float) -> Rule:
+def content(null: float, holds: Rule = law) -> Rule:
     """A law that might hold whatever is measured.
 
     Args:
-        null: how far the law is from holding on numbers that no training produced.
+        null: what ours would be on numbers that no training produced: of a law how far it is from
+            holding there.
+        holds: the law's own rule; by default ours is how far it is from holding on the run.
 
     Returns:
-        A rule where ours is how far it is from holding on the run. A law that holds on the null
-        as well says nothing of training: no content.
+        A rule that judges as ``holds`` does. A law that holds on the null as well says nothing of
+        training: no content.
     """
 
     def rule(paper: float, ours: float, tolerance: float, spread: float) -> str:
-        verdict = law(paper, ours, tolerance, spread)
-        if verdict == REPRODUCED and abs(null) <= paper + tolerance:
+        verdict = holds(paper, ours, tolerance, spread)
+        if verdict == REPRODUCED and holds(paper, null, tolerance, math.nan) == REPRODUCED:
             return NO_CONTENT
         return verdict
 

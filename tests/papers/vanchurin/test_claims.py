@@ -8,8 +8,9 @@ import pytest
 
 from tests.papers.vanchurin.stored_runs import EPOCHS, moving, spectrum, write_run
 from torch_thermo.observables.canonical_ensemble import CanonicalEnsemble
+from torch_thermo.papers.courses import course, spread
 from torch_thermo.papers.vanchurin import claims, laws
-from torch_thermo.papers.vanchurin.stored import course, ensemble, moments, spectra, spread
+from torch_thermo.papers.vanchurin.stored import ensemble, moments, spectra
 from torch_thermo.papers.verdicts import (
     ARITHMETIC_SLIP,
     LABELS_SWAPPED,

@@ -10,10 +10,10 @@ import pytest
 
 from tests.papers.vanchurin.stored_runs import EPOCHS, STEPS_PER_EPOCH, write_run
 from torch_thermo.figures import style
+from torch_thermo.papers.courses import course
 from torch_thermo.papers.reproduction import EXPERIMENTS, Session, chosen, reproduce
 from torch_thermo.papers.vanchurin import experiment, panels
 from torch_thermo.papers.vanchurin.claims import FITS, GAPS
-from torch_thermo.papers.vanchurin.stored import course
 from torch_thermo.store import Store, load_run
 
 FIGURES = [one.name for one in EXPERIMENTS if one.name.startswith("vanchurin/fig")]

@@ -15,8 +15,8 @@ import numpy as np
 
 from torch_thermo.figures.paper import Panel, Trace
 from torch_thermo.figures.scale import Scale
+from torch_thermo.papers.courses import Course, Floats, course, spread
 from torch_thermo.papers.vanchurin.bulk_training import FLAT
-from torch_thermo.papers.vanchurin.stored import Course, Floats, course, spread
 from torch_thermo.papers.verdicts import (
     NOT_MEASURED,
     NOT_REPRODUCED,

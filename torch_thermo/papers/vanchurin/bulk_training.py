@@ -23,10 +23,10 @@ from torch_thermo.network import Network
 from torch_thermo.observables.bulk_boundary import bulk_boundary_loss
 from torch_thermo.observables.bulk_loss import BulkLoss
 from torch_thermo.observables.hessian_spectrum import hessian_spectrum
+from torch_thermo.papers.progress import Progress
 from torch_thermo.papers.recipes import SquaredError
 from torch_thermo.papers.threads import one_thread
 from torch_thermo.papers.vanchurin.snapshots import Checkpoint
-from torch_thermo.papers.vanchurin.training import Progress
 from torch_thermo.risk import Risk
 from torch_thermo.spectra import LanczosRun
 from torch_thermo.store import Run, Store, load_run

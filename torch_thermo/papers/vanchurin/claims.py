@@ -15,15 +15,8 @@ import torch
 from torch_thermo.observables.spectral_gaps import Gap, spectral_gaps
 from torch_thermo.observables.two_level import beta_from_gap
 from torch_thermo.papers import verdicts
-from torch_thermo.papers.vanchurin.stored import (
-    Course,
-    Floats,
-    course,
-    moments,
-    over_seeds,
-    spectra,
-    spread,
-)
+from torch_thermo.papers.courses import Course, Floats, course, over_seeds, spread
+from torch_thermo.papers.vanchurin.stored import moments, spectra
 from torch_thermo.papers.verdicts import Claim, Row
 from torch_thermo.store import Run
 

@@ -6,16 +6,13 @@ and tables go to ``<out>/vanchurin/<budget>/``.
 
 from __future__ import annotations
 
-import csv
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-
-from torch_thermo.figures import style
-from torch_thermo.figures.paper import Panel, paper_figure
+from torch_thermo.figures.paper import Panel
+from torch_thermo.papers.drawing import write_figure
 from torch_thermo.papers.reproduction import Outcome, Session, write_csv, write_markdown
 from torch_thermo.papers.vanchurin import bulk_course, claims, laws, panels
 from torch_thermo.papers.vanchurin.bulk_training import bulk_training
@@ -26,6 +23,7 @@ from torch_thermo.store import Run, load_run
 
 __all__ = ["fig1", "fig2", "fig3", "fig4", "fig5", "fig6", "fig7", "table", "training_on_bulk"]
 
+PAPER = "vanchurin"
 NETS = ("deep", "shallow")
 OURS = "The panels are our choice; the paper's numbers are marked as its own."
 
@@ -95,7 +93,11 @@ def fig7(session: Session) -> Outcome:
 def training_on_bulk(session: Session) -> Outcome:
     """Training on the bulk loss beside training on the boundary loss: not a figure of the paper."""
     runs = bulk_training(
-        session.out / "vanchurin", session.budget, session.data, session.epochs, session.progress
+        session.out / "vanchurin",
+        session.budget,
+        session.images(PAPER),
+        session.epochs,
+        session.progress,
     )
     drawn, rows = bulk_course.bulk_training_panels(runs), bulk_course.bulk_training_rows(runs)
     caption = bulk_course.bulk_training_caption(runs)
@@ -119,7 +121,7 @@ def table(session: Session) -> Outcome:
             folder / "table.md",
             "Numbers of V. Vanchurin, Towards a theory of machine learning (arXiv:2004.09280)",
             f"{_setting(nets)} Made by `torch-thermo reproduce vanchurin/table --budget "
-            f"{session.budget} --data {session.data}`. Spread: standard deviation"
+            f"{session.budget} --data {session.images(PAPER)}`. Spread: standard deviation"
             f"{several or ' over seeds'}; of orders of magnitude in decades, as is their "
             "tolerance.",
         ),
@@ -192,7 +194,9 @@ def _runs(session: Session, *nets: str) -> dict[str, list[Run]]:
 
 def _prepared(session: Session, net: str) -> list[Run]:
     out = session.out / "vanchurin"
-    found = prepare(out, session.budget, session.data, (net,), session.epochs, session.progress)
+    found = prepare(
+        out, session.budget, session.images(PAPER), (net,), session.epochs, session.progress
+    )
     return found[net]
 
 
@@ -219,49 +223,4 @@ def _folder(session: Session) -> Path:
 def _made(
     session: Session, name: str, drawn: Sequence[Panel], caption: str, rows: Sequence[Row]
 ) -> Outcome:
-    """Write a figure as PNG and PDF, what is drawn in it, and its lines of the table."""
-    folder = _folder(session)
-    figure = paper_figure(drawn, caption)
-    files = (
-        style.save(figure, folder / f"{name}.png", colors=128),
-        style.save(figure, folder / f"{name}.pdf"),
-        _write_data(drawn, folder / f"{name}.csv"),
-        write_csv(rows, folder / f"{name}_numbers.csv"),
-    )
-    return Outcome(files, tuple(rows))
-
-
-def _write_data(drawn: Sequence[Panel], path: Path) -> Path:
-    """All that a figure shows as one long table: panel, kind, series, x, y, low, high.
-
-    The kind is a trace's look (low and high: its band), "level" (x or y, across the panel),
-    "arrow" (where it points) or "bracket" (at x, from low to high).
-    """
-    with path.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(("panel", "kind", "series", "x", "y", "low", "high"))
-        for panel in drawn:
-            for kind, series, *numbers in _drawn(panel):
-                cells = ("" if np.isnan(value) else f"{value:.9g}" for value in numbers)
-                writer.writerow((panel.name, kind, series, *cells))
-    return path
-
-
-def _drawn(panel: Panel) -> Iterator[tuple[str, str, float, float, float, float]]:
-    """Kind, series, x, y, low and high of all points and marks of a panel; NaN for none."""
-    none = math.nan
-    for trace in panel.traces:
-        size = len(np.asarray(trace.x))
-        columns = [
-            np.full(size, none) if values is None else np.asarray(values, np.float64)
-            for values in (trace.x, trace.y, trace.low, trace.high)
-        ]
-        for x, y, low, high in zip(*columns, strict=True):
-            yield trace.look, trace.label, x, y, low, high
-    for level in panel.levels:
-        place = (level.value, none) if level.axis == "x" else (none, level.value)
-        yield "level", level.label, *place, none, none
-    for arrow in panel.arrows:
-        yield "arrow", arrow.text, arrow.x, arrow.y, none, none
-    for bracket in panel.brackets:
-        yield "bracket", bracket.text, bracket.x, none, bracket.low, bracket.high
+    return write_figure(_folder(session), name, drawn, caption, rows)

@@ -17,8 +17,9 @@ from torch import Tensor
 from torch_thermo.observables.canonical_ensemble import CanonicalEnsemble
 from torch_thermo.observables.thermodynamics import ThermodynamicCourse
 from torch_thermo.papers import verdicts
+from torch_thermo.papers.courses import Floats, spread
 from torch_thermo.papers.vanchurin.claims import BETA
-from torch_thermo.papers.vanchurin.stored import Floats, Moments, ensemble, moments, spread
+from torch_thermo.papers.vanchurin.stored import Moments, ensemble, moments
 from torch_thermo.papers.verdicts import Claim, Row
 from torch_thermo.store import Run
 

@@ -15,9 +15,9 @@ import torch
 from torch_thermo.network import Network
 from torch_thermo.observables.bulk_boundary import Method, bulk_boundary_loss
 from torch_thermo.observables.propagator_spectrum import propagator_spectrum
+from torch_thermo.papers.progress import Progress
 from torch_thermo.papers.vanchurin.recipe import Digits, Recipe, snapshot_epochs
 from torch_thermo.papers.vanchurin.snapshots import load_snapshot, snapshots
-from torch_thermo.papers.vanchurin.training import Progress
 from torch_thermo.store import Run, Store, load_run
 from torch_thermo.store.files import read_entries
 

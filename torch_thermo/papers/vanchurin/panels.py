@@ -20,6 +20,7 @@ from torch_thermo.observables.two_level import (
     beta_from_gap,
     unstable_log_eigenvalue,
 )
+from torch_thermo.papers.courses import Course, Floats, course
 from torch_thermo.papers.vanchurin.claims import (
     BETA,
     FIT_EPOCHS,
@@ -33,14 +34,7 @@ from torch_thermo.papers.vanchurin.claims import (
     three_times,
 )
 from torch_thermo.papers.vanchurin.laws import hard_count
-from torch_thermo.papers.vanchurin.stored import (
-    Course,
-    Floats,
-    Moments,
-    course,
-    moments,
-    spectra,
-)
+from torch_thermo.papers.vanchurin.stored import Moments, moments, spectra
 from torch_thermo.store import Run
 
 __all__ = [

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from torch_thermo.papers.progress import Progress
 from torch_thermo.papers.threads import one_thread
 from torch_thermo.papers.vanchurin.measuring import measure
 from torch_thermo.papers.vanchurin.recipe import load_digits, recipe
-from torch_thermo.papers.vanchurin.training import Progress, train
+from torch_thermo.papers.vanchurin.training import train
 from torch_thermo.store import Run
 
 __all__ = ["PIXELS", "prepare"]

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 
+from torch_thermo.papers.progress import Progress
 from torch_thermo.papers.vanchurin.online import OnlineTrainer
 from torch_thermo.papers.vanchurin.recipe import Digits, Recipe, snapshot_epochs
 from torch_thermo.papers.vanchurin.snapshots import Checkpoint, clean_up, save_snapshot
 
-__all__ = ["BatchedTrainer", "Progress", "train"]
+__all__ = ["BatchedTrainer", "train"]
 
 Weights: TypeAlias = dict[str, Tensor]
-Progress: TypeAlias = Callable[[str, int, int], None]
-"""Told what is done, how much of it, and of how much."""
 
 # Epochs between two checkpoints, besides those at snapshots.
 _CHECKPOINT_EPOCHS = 100

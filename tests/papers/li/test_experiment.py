@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import csv
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from tests.papers.li.stored_runs import EPOCHS, write_run
+from tests.papers.li.support import LittleRecipe, seconds, write_pictures
+from torch_thermo.figures import style
+from torch_thermo.papers.li import experiment, preparing
+from torch_thermo.papers.li.recipe import BUDGETS
+from torch_thermo.papers.reproduction import EXPERIMENTS, Session, chosen, reproduce
+from torch_thermo.store import load_run
+
+FIGURES = [one.name for one in EXPERIMENTS if one.name.startswith("li/fig")]
+NETS = ("vgg", "vgg-ce", "resnet")
+
+
+@pytest.fixture(scope="module")
+def nets(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    return {net: [write_run(folder / f"{net}{k}", net, k) for k in range(2)] for net in NETS}
+
+
+@pytest.fixture
+def prepared(nets, monkeypatch) -> list[tuple[object, ...]]:
+    """What is asked for, instead of the trainings."""
+    asked: list[tuple[object, ...]] = []
+
+    def give(out, budget, data, wanted, seeds=None, epochs=None, progress=None):
+        asked.append((out, budget, data, *wanted, epochs))
+        return {net: nets[net] for net in wanted}
+
+    monkeypatch.setattr(experiment, "prepare", give)
+    return asked
+
+
+@pytest.fixture
+def captions(monkeypatch) -> list[str]:
+    """The captions of the figures, none of which is drawn."""
+    said: list[str] = []
+
+    def save(figure, path, colors=None):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".png":
+            text = figure.get_supxlabel().replace("\n", " ").replace("\u00a0", " ")
+            said.append(text)
+        return path
+
+    monkeypatch.setattr(style, "save", save)
+    return said
+
+
+def test_all_experiments_share_one_training_a_net(prepared, captions, tmp_path):
+    out = tmp_path / "out"
+    wanted = chosen(["li/all"])
+    outcomes = {one.name: made for one, made in reproduce(wanted, Session(out, epochs=3))}
+    assert prepared == [(out, "quick", "cifar10", net, 3) for net in NETS]
+    assert set(FIGURES) == {
+        f"li/fig{k}"
+        for k in ("3a", "3b", "4a", "4b", "6a", "6b", "6c", "7a", "7b", "7c", "8a", "8b")
+    }
+    for name in (*FIGURES, "li/functional"):
+        files = [file.relative_to(out).as_posix() for file in outcomes[name].files]
+        stem = f"li/quick/{name[3:]}"
+        assert files == [f"{stem}.png", f"{stem}.pdf", f"{stem}.csv", f"{stem}_numbers.csv"]
+    table = outcomes["li/table"]
+    assert [file.name for file in table.files] == ["table.csv", "table.md"]
+    quantities = [row.quantity for row in table.rows]
+    assert len(set(quantities)) == len(quantities)
+    judged = {row.quantity for name in outcomes for row in outcomes[name].rows}
+    assert judged == set(quantities)  # the table has what the figures have
+    assert all(row.reason and row.note for row in table.rows)
+
+
+def test_captions_say_what_was_measured(prepared, captions, tmp_path):
+    list(reproduce(chosen(FIGURES), Session(tmp_path / "out")))
+    assert len(captions) == len(FIGURES)
+    for text in captions:
+        for part in ("pictures, images recompressed as JPEG: airplane against automobile",
+                     "320 training images", "10 weight layers, 160,856 parameters, hinge",
+                     "batch 32, rate 0.02, 40 epochs, 2 seeds", "panels are our"):  # fmt: skip
+            assert part in text
+    captions.clear()
+    list(reproduce(chosen(["li/functional"]), Session(tmp_path / "out")))
+    assert "resnet: bias-free VGG" in captions[0]
+    assert "cross entropy" in captions[0]
+
+
+def test_a_figure_is_drawn_with_its_data(prepared, monkeypatch, tmp_path):
+    monkeypatch.setattr(style, "DOTS_PER_INCH", 20)
+    wanted = chosen(["li/fig3a", "li/fig7a"])
+    found = dict(reproduce(wanted, Session(tmp_path / "out")))
+    for one in wanted:
+        png, pdf, data, _ = found[one].files
+        assert png.read_bytes().startswith(b"\x89PNG")
+        assert pdf.read_bytes().startswith(b"%PDF")
+        with data.open(newline="") as stream:
+            kinds = {row["kind"] for row in csv.DictReader(stream)}
+        assert kinds >= ({"entry"} if one.name == "li/fig7a" else {"ridge", "curve"})
+
+
+def test_the_page_says_data_and_command(prepared, nets, captions, tmp_path):
+    session = Session(tmp_path / "out", data="pictures.npz")
+    ((_, made),) = reproduce(chosen(["li/table"]), session)
+    text = made.files[1].read_text()
+    assert "recompressed as JPEG" in text
+    assert "`torch-thermo reproduce li/table --budget quick --data pictures.npz`" in text
+    spreads = [row.spread for row in made.rows]
+    assert np.isfinite(spreads).all()
+
+
+@pytest.mark.parametrize("last", [1, 3])
+def test_a_short_training_has_all_figures(nets, monkeypatch, captions, tmp_path, last):
+    epochs = [epoch for epoch in EPOCHS if epoch <= last]
+    short = {net: [write_run(tmp_path / net, net, epochs=epochs)] for net in NETS}
+    monkeypatch.setattr(
+        experiment, "prepare", lambda *given, **_: {net: short[net] for net in given[3]}
+    )
+    made = list(reproduce(chosen(["li/all"]), Session(tmp_path / "out")))
+    assert len(made) == len(FIGURES) + 2
+
+
+def test_all_figures_from_trainings(captions, monkeypatch, tmp_path):
+    def little(budget, net, found):
+        return LittleRecipe(net, BUDGETS[budget], len(found), 3)
+
+    short = {"quick": replace(seconds(epochs=1), seeds=(0,))}
+    monkeypatch.setattr(preparing, "BUDGETS", short)
+    monkeypatch.setitem(BUDGETS, "quick", short["quick"])
+    monkeypatch.setattr(preparing, "recipe", little)
+    data = write_pictures(tmp_path)
+    session = Session(tmp_path / "out", data=str(data))
+    made = list(reproduce(chosen(FIGURES), session))
+    rows = {row.quantity: row for _, outcome in made for row in outcome.rows}
+    run = load_run(tmp_path / "out" / "li" / "quick" / "vgg" / "seed0")
+    ratio = rows["OP at the end over OP at the start"]
+    stored = run.series("order_parameter/value").values
+    assert ratio.ours == pytest.approx(stored[-1] / stored[0])
+    assert rows["share of measurements with R > 0 and lambda_min < 0"].ours == 1.0
+    assert "Net: bias-free VGG" in captions[0]
