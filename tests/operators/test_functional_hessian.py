@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from torch_thermo import FunctionalHessianOperator, HessianOperator, Risk
+from torch_thermo.operators.functional_hessian import is_whole_hessian
 
 
 def close(a, b, tolerance=1e-12):
@@ -28,6 +29,16 @@ def test_symmetric(case):
 def test_is_the_hessian_where_the_loss_is_piecewise_linear(named, name):
     case = named(name)
     close(FunctionalHessianOperator(case.risk()).dense(), HessianOperator(case.opaque()).dense())
+
+
+@pytest.mark.parametrize("name", ["conv-relu-hinge", "batch-norm-hinge", "transformer-layer"])
+def test_where_the_loss_is_piecewise_linear_it_is_known_to_be_the_hessian(named, name):
+    case = named(name)
+    assert is_whole_hessian(case.risk())
+    assert not is_whole_hessian(case.opaque())
+    plain = case.loss_fn
+    case.loss_fn = lambda o, y: plain(o, y) + 1e-3 * o.square().mean()
+    assert not is_whole_hessian(case.risk())
 
 
 def test_is_zero_of_a_linear_model():

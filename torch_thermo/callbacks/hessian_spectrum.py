@@ -14,6 +14,7 @@ from torch_thermo.callbacks.moment import Measurement, Moment
 from torch_thermo.callbacks.probe import EXAMPLES, SMALL, Source
 from torch_thermo.callbacks.schedule import Log, Schedule, whole
 from torch_thermo.observables.hessian_spectrum import OperatorName, hessian_spectrum
+from torch_thermo.operators.functional_hessian import is_whole_hessian
 from torch_thermo.risk import Closure, LossFn, Risk
 from torch_thermo.spectra import rademacher
 
@@ -95,12 +96,13 @@ class _Density(ThermoCallback):
         """
         if self.operator != "hessian" and moment.source:
             moment.source.function(moment.model, _OPERATORS[self.operator])
-        result = hessian_spectrum(
-            moment.risk(self.examples),
-            self.operator,
-            steps=self.steps,
-            probes=self.probes,
-            seed=self.seed,
+        risk = moment.risk(self.examples)
+        operator = self.operator
+        if operator == "functional" and is_whole_hessian(risk):
+            operator = "hessian"
+        result = moment.once(
+            ("density", operator, self.steps, self.probes, self.examples, self.seed),
+            lambda: hessian_spectrum(risk, operator, self.steps, self.probes, self.seed),
         )
         measure = result.measure
         third = result.odd_moments[3]
@@ -133,7 +135,8 @@ class HessianSpectrum(ThermoCallback):
     bounds: an eigenvalue lies within that distance), `hessian_density` and `functional_density`
     (trace, odd moment of order 3, share of negative eigenvalues, and the quadrature as arrays).
     The functional part needs a loss of the form criterion(output, target); on another it is
-    skipped with one notice.
+    skipped with one notice. Where the loss is piecewise linear in the output (hinge) it is the
+    Hessian, and measured once for both.
     The curvature is that of the loss in the parameters' own precision, whatever the autocast.
 
     Li, Figs. 6 and 8a.

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from torch_thermo.operators.base import DIRECT, contracted, linearised
 from torch_thermo.operators.hessian import HessianOperator, _gradient_graph
+from torch_thermo.risk import Risk
 
 
 class FunctionalHessianOperator(HessianOperator):
@@ -35,3 +39,22 @@ class FunctionalHessianOperator(HessianOperator):
         if part.direct:
             raise TypeError(DIRECT.format(self.part_name))
         return _gradient_graph(self, contracted(self.risk, batch, part)), part.weight
+
+
+def is_whole_hessian(risk: Risk) -> bool:
+    """Return whether H = F at these weights, so that a product with one is that with the other.
+
+    So it is where the loss is piecewise linear in the output (hinge, absolute error) and reaches
+    the parameters through it alone. Of an opaque risk it is not known: False. With a process group
+    collective.
+    """
+    if not risk.structured:
+        return False
+
+    def local() -> tuple[Tensor, float]:
+        with risk.measuring():
+            parts = [linearised(risk, batch) for batch in risk.batches()]
+        more = sum(part is None or not part.complete for part in parts)
+        return torch.tensor([float(more)]), 1.0
+
+    return not risk.average(local).item()
