@@ -362,6 +362,16 @@ def test_an_output_that_is_not_there(tmp_path):
     assert "output must be None" in told[0]
 
 
+def test_circuits_of_an_order_that_no_path_has_are_noticed(tmp_path):
+    module = Scalar()
+    module.net = nn.Sequential(nn.Linear(6, 1, bias=False), nn.Flatten(0))
+    callback = CircuitSymmetry(START, START, paths=50, orders=(0, 1, 2))
+    told = fit(tmp_path, module, callback, signs())
+    noticed = [text for text in told if "can be drawn" in text]
+    assert len(noticed) == 1, told
+    assert "no circuit of order 2 can be drawn at step 0: no path was drawn" in noticed[0]
+
+
 def test_dead_networks_have_no_asymmetry(tmp_path):
     module = Scalar(loss=F.mse_loss)
     with torch.no_grad():

@@ -146,10 +146,12 @@ class _Sample(_Circuits):
         paths = self._paths(moment)
         drawn = paths.order(self.order, self.seed)
         sign, log_abs = drawn.weighted()
-        if drawn.reason and not len(paths.sign):
+        if drawn.reason and not len(drawn.sign):
+            # of no order where there is no path
+            what = f"no circuit of order {self.order}" if len(paths.sign) else "no circuit"
             moment.session.remark(
-                f"no circuit can be drawn at step {moment.step}: {drawn.reason}",
-                key="no circuit can be drawn",
+                f"{what} can be drawn at step {moment.step}: {drawn.reason}",
+                key=f"{what} can be drawn",
             )
         test = symmetry_test(sign * _relative(log_abs))
         if not math.isfinite(self._floor):

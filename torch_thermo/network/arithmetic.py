@@ -52,7 +52,8 @@ def multiply(label: Label, input: Any, other: Any) -> Joined:
         raise label.refuse(
             "it multiplies values that come from the input by each other, as gates and attention do"
         )
-    return (Scale(*label, _entries(label, branch, factor), None),), (branch,)
+    entries = _entries(label, branch, factor)
+    return (Scale(*label, entries, None, _is_constant(factor)),), (branch,)
 
 
 def divide(label: Label, input: Any, other: Any, *, rounding_mode: str | None = None) -> Joined:
@@ -62,7 +63,8 @@ def divide(label: Label, input: Any, other: Any, *, rounding_mode: str | None = 
     if rounding_mode is not None:
         raise label.refuse(f"it rounds its quotient ({rounding_mode})")
     divisor = _entries(label, input, other)
-    return (Scale(*label, lambda: divisor().reciprocal(), None),), (input,)
+    scale = Scale(*label, lambda: divisor().reciprocal(), None, _is_constant(other))
+    return (scale,), (input,)
 
 
 def concatenate(label: Label, tensors: Any, dim: int = 0, *, axis: int | None = None) -> Joined:
@@ -91,8 +93,8 @@ def _affine(
         # sum() starts from 0
         return (() if factor == 1 else multiply(label, branch, factor)[0]), (branch,)
     added = _entries(label, branch, shift)
-    scale = Scale(*label, lambda: factor * torch.ones_like(added()), lambda: times * added())
-    return (scale,), (branch,)
+    ones = lambda: factor * torch.ones_like(added())  # noqa: E731
+    return (Scale(*label, ones, lambda: times * added(), constant=True),), (branch,)
 
 
 def _entries(label: Label, branch: Branch, value: Any) -> Source:
@@ -112,6 +114,10 @@ def _entries(label: Label, branch: Branch, value: Any) -> Source:
     if all(size == 1 for size in aligned[2:]):
         return lambda: precise(read()).reshape(-1)
     return lambda: precise(read()).reshape(aligned[1:]).expand(shape[1:]).reshape(-1)
+
+
+def _is_constant(factor: Any) -> bool:
+    return not isinstance(factor, Live) or factor.constant
 
 
 def _check_number(label: Label, what: str, value: Any) -> None:

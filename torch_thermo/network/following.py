@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -64,6 +65,14 @@ def run(steps: Sequence[Step], inputs: Tensor) -> Tensor:
     return values[len(steps) - 1]
 
 
+class _Origin(NamedTuple):
+    """What a step is of: steps of the same `what` share a name, lower ranks have the first pick."""
+
+    rank: int
+    name: str
+    what: tuple[Any, ...]
+
+
 class Follower:
     """Follows examples through the graph of a model's forward pass.
 
@@ -83,6 +92,7 @@ class Follower:
         self._root = root
         self._values: dict[Node, Any] = {}
         self._steps: list[Step] = []
+        self._origins: list[_Origin] = []
         needed = _needed(graph)
         self._refuse_unused_in_place(graph, needed)
         self._nodes = [node for node in graph.nodes if node in needed]
@@ -159,6 +169,7 @@ class Follower:
         if not isinstance(branch, Branch):
             kind = type(self._root.model).__name__
             raise unreadable("", kind, "its output does not depend on its input")
+        self._name_apart()
         return _leading_to(branch.step, self._steps)
 
     def _followed(self, node: Node) -> Any:
@@ -173,16 +184,18 @@ class Follower:
         """Return what a node gives: a branch, a live value, or a plain one such as a size."""
         if node.op == "get_attr":
             path = str(node.target)
-            return Live(lambda: self._attribute(path), path)
+            # what torch.fx makes of torch.tensor(2.0) is at the root, not in the model
+            return Live(lambda: self._attribute(path), path, constant=not within(path))
         inputs = [self._values[other] for other in node.all_input_nodes]
         if any(isinstance(value, Branch) for value in inputs):
             return self._branch(node)
         computed = node.op == "call_module" or any(isinstance(value, Live) for value in inputs)
         if not computed or _is_shape(node):
             return self._compute(node)
-        names = [value.name for value in inputs if isinstance(value, Live)]
-        name = names[0] if names else str(node.target).replace("parametrizations.", "")
-        live = Live(lambda: self._compute(node), name)
+        lives = [value for value in inputs if isinstance(value, Live)]
+        own = str(node.target).replace("parametrizations.", "")
+        constant = bool(lives) and all(value.constant for value in lives)
+        live = Live(lambda: self._compute(node), lives[0].name if lives else own, constant)
         if not _has_tensor(live.read()):
             raise self._label(node).refuse(
                 "it takes a number out of a weight or buffer, which would not follow the training"
@@ -222,6 +235,7 @@ class Follower:
         for operation in operations:
             y = operation(*(other.value for other in taken))
             self._steps.append(Step(operation, y.shape[1:], tuple(other.step for other in taken)))
+            self._origins.append(self._origin(node, label))
             branch = Branch(y, len(self._steps) - 1)
             taken = (branch,)
         return branch
@@ -244,6 +258,29 @@ class Follower:
             raise unreadable(*label, *refusal(label.kind, joins=len(branches) > 1))
         args, kwargs = self._arguments(node, _as_input)
         return reader(label, *args, **kwargs), branches
+
+    def _origin(self, node: Node, label: Label) -> _Origin:
+        """Return what a step is of: a module, a function of the same weights, or the call."""
+        if node.op == "call_module":
+            return _Origin(0, label.name, (node.target,))
+        weights = [n for n in node.all_input_nodes if isinstance(self._values[n], Live)]
+        owned = any(within(self._values[n].name.rpartition(".")[0]) for n in weights)
+        what = (label.kind, *weights) if weights else (node,)
+        return _Origin(1 if owned else 2, label.name, what)
+
+    def _name_apart(self) -> None:
+        """Give steps of different origins different names: torch.fx's "mul" may be a module's."""
+        names: dict[tuple[Any, ...], str] = {}
+        taken: set[str] = set()
+        for _, wanted, what in sorted(self._origins, key=lambda origin: origin.rank):
+            if what in names:
+                continue
+            spellings = (f"{wanted}_{number}" for number in itertools.count(1))
+            name = wanted if wanted not in taken else next(s for s in spellings if s not in taken)
+            names[what] = name
+            taken.add(name)
+        for step, origin in zip(self._steps, self._origins, strict=True):
+            step.operation.name = names[origin.what]
 
     def _label(self, node: Node) -> Label:
         if node.op == "call_module":

@@ -29,11 +29,13 @@ class Label(NamedTuple):
 class Live(NamedTuple):
     """A tensor of the model that does not depend on the input; `read` gives its present value.
 
-    Or tensors in a tuple or list, as `torch.chunk` gives them.
+    Or tensors in a tuple or list, as `torch.chunk` gives them. `constant`: it is a tensor that the
+    forward pass makes of numbers alone, none of the model's.
     """
 
     read: Callable[[], Any]
     name: str = ""
+    constant: bool = False
 
 
 class Branch(NamedTuple):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable, Sequence
+from copy import copy
 from typing import SupportsIndex
 
 import torch
@@ -58,7 +59,10 @@ def matrix_stages(
     functions = _elementwise(activation, w)
     named = [(name, group) for name, group in zip(names, groups, strict=True) if group]
     places = [entering, *(group for _, group in named)]
-    stages = [_stage(name, group, places, linked, functions, w, b) for name, group in named]
+    read_from = ["input", *(name for name, _ in named)]
+    stages = [
+        _stage(name, group, places, read_from, linked, functions, w, b) for name, group in named
+    ]
     return stages, torch.tensor([i for place in places for i in place])
 
 
@@ -155,18 +159,22 @@ def _stage(
     name: str,
     rows: list[int],
     places: list[list[int]],
+    names: list[str],
     linked: Tensor,
     functions: Operations,
     w: Tensor,
     b: Tensor,
 ) -> Stage:
-    """Return the stage of the neurons `rows`, which reads those of `places`."""
+    """Return the stage of the neurons `rows`, which reads those of `places`, called `names`."""
     read = [k for k, columns in enumerate(places) if bool(linked[rows][:, columns].any())]
     # a neuron that reads nothing has its bias
     read = read or [0]
     linear: list[Operation] = [
         Dense(
-            name, "Linear", _block(w, rows, places[k]), _entries(b, rows) if k == read[0] else None
+            name if len(read) == 1 else f"{name} from {names[k]}",
+            "Linear",
+            _block(w, rows, places[k]),
+            _entries(b, rows) if k == read[0] else None,
         )
         for k in read
     ]
@@ -176,7 +184,11 @@ def _stage(
         blocks = range(len(read))
         wiring = (*((k,) for k in blocks), tuple(~k for k in blocks))
     parents = tuple(k - 1 for k in read)
-    return Stage(name, parents, tuple(linear), functions, torch.Size((len(rows),)), wiring)
+    # of its own, or it would be taken for one activation behind which the stages branch
+    own = tuple(copy(function) for function in functions)
+    for function in own:
+        function.name = f"{name} activation"
+    return Stage(name, parents, tuple(linear), own, torch.Size((len(rows),)), wiring)
 
 
 def _block(w: Tensor, rows: list[int], columns: list[int]) -> Source:

@@ -48,7 +48,12 @@ class Weighted(Operation):
         kind: see `Operation`.
         weight: reads the live weight.
         bias: reads the live bias; None without one.
+
+    Attributes:
+        constant: whether the weight is a number that the forward pass has, and none of the model's.
     """
+
+    constant = False
 
     def __init__(self, name: str, kind: str, weight: Source, bias: Source | None) -> None:
         super().__init__(name, kind)
@@ -150,7 +155,20 @@ class Scale(Weighted):
 
     With one entry for all numbers of an example, one for each channel (axis 1), or one for each
     number, in row-major order; `bias` has as many as `weight`.
+
+    Args:
+        name: see `Operation`.
+        kind: see `Operation`.
+        weight: reads what multiplies: of a quotient x / p it is 1 / p.
+        bias: reads the live shift; None without one.
+        constant: see `Weighted`; that of ``x / 255``, of ``-x``, and the 1 of a shift ``x + b``.
     """
+
+    def __init__(
+        self, name: str, kind: str, weight: Source, bias: Source | None, constant: bool = False
+    ) -> None:
+        super().__init__(name, kind, weight, bias)
+        self.constant = constant
 
     def apply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """See `Weighted.apply`."""

@@ -1,9 +1,12 @@
 import math
+import weakref
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.observables.circuits.alive import alive_paths, drawn_case
 from tests.observables.circuits.cases import NAMES, case, output_of
@@ -11,11 +14,14 @@ from torch_thermo.network import Network, UnreadableNetworkError
 from torch_thermo.network.operations import Weighted
 from torch_thermo.observables.circuits import (
     circuit_sums,
+    layer_marginals,
     layers,
     sample_circuits,
     sampling,
     stream_circuits,
 )
+from torch_thermo.observables.circuits import paths as paths_module
+from torch_thermo.observables.circuits.groups import Group
 from torch_thermo.systems import VGG
 
 
@@ -231,11 +237,115 @@ def test_a_stream_says_which_examples_have_no_paths():
 
 def test_more_paths_than_memory_holds():
     small = case("mlp")
-    message = r"paths must fit into memory, 64 bytes each, got 10{15}; stream_circuits gives"
+    message = r"memory, 192 bytes each while they are drawn, got 10{15}: .* stream_circuits gives"
     with pytest.raises(ValueError, match=message):
         sample_circuits(small.network, small.inputs, 10**15)
     first = next(stream_circuits(small.network, small.inputs, 10**15, chunk=50))
     assert len(first.sign) == 50
+
+
+@pytest.mark.parametrize("order", [0, 2])
+def test_memory_is_refused_by_what_is_free(monkeypatch, order):
+    small = case("mlp")
+    bytes_each = 8 * (4 + 4) * {0: 3, 2: 5}[order]  # four numbers and four weights, copied
+    monkeypatch.setattr(sampling, "available_bytes", lambda device: 30 * bytes_each)
+    sample_circuits(small.network, small.inputs, 30, order)
+    with pytest.raises(ValueError, match=f"memory, {bytes_each} bytes each"):
+        sample_circuits(small.network, small.inputs, 31, order)
+
+
+@pytest.mark.parametrize("order", [0, 1, 2])
+def test_the_memory_counted_is_what_is_taken(order):
+    layers = [nn.Linear(4, 4, bias=False) for _ in range(8)]
+    model, inputs = nn.Sequential(*layers, nn.Linear(4, 1, bias=False)), torch.ones(1, 4)
+    job = sampling._Job.checked(
+        Network.from_module(model, inputs), inputs, 200_000, None, None, True, False
+    )
+    with Largest() as largest:
+        parts = [part for part in job.run(0, job.at_once)]
+        job.sample(parts).order(order)
+    assert 0.5 * job.needs(order) < largest.bytes < 1.1 * job.needs(order)
+
+
+class Largest(TorchDispatchMode):
+    """The most bytes that tensors made in it hold at once."""
+
+    def __init__(self):
+        super().__init__()
+        self.bytes, self._held = 0, {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **(kwargs or {}))
+        for tensor in found if isinstance(found, tuple | list) else (found,):
+            if isinstance(tensor, torch.Tensor):
+                storage = tensor.untyped_storage()
+                size, pointer = storage.nbytes(), storage.data_ptr()
+                if pointer and pointer not in self._held:
+                    self._held[pointer] = size
+                    weakref.finalize(storage, self._held.pop, pointer, None)
+        self.bytes = max(self.bytes, sum(self._held.values()))
+        return found
+
+
+@pytest.mark.parametrize("dead_end", ["before", "behind"])
+def test_units_that_do_not_lead_to_the_output_have_no_say(dead_end):
+    class Branches(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.big = nn.Sequential(*(nn.Linear(50, 50, bias=False) for _ in range(190)))
+            self.a, self.b = nn.Linear(50, 1, bias=False), nn.Linear(50, 1, bias=False)
+
+        def forward(self, x):
+            big, small = self.a(self.big(x)), self.b(x)
+            return torch.cat([big, small] if dead_end == "before" else [small, big], 1)
+
+    model, inputs = Branches().double(), torch.ones(1, 50, dtype=torch.float64)
+    for layer in model.big:
+        nn.init.constant_(layer.weight, 0.02)
+    network, small = Network.from_module(model, inputs), int(dead_end == "before")
+    sample = sample_circuits(network, inputs, 40, output=small)
+    assert len(sample.sign) == 40
+    assert sample.reason is None
+    found = layer_marginals(network, inputs, output=small)
+    assert found.reason is None
+    assert found.alive.tolist() == [50.0]
+    shares = {each.name: each.paths.total.item() for each in found.operations}
+    assert (shares["b"], shares["a"], shares["big.7"]) == (1.0, 0.0, 0.0)
+    sample = sample_circuits(network, inputs, 40, output=1 - small)
+    assert "paths are alive" in sample.reason
+
+
+def test_a_stream_is_of_the_weights_at_its_start(monkeypatch):
+    small = case("residual", examples=2, seed=10)
+    network, inputs = small.network, small.inputs
+    expected = sample_circuits(network, inputs, 40)
+    stream = stream_circuits(network, inputs, 40)
+    parts = [next(stream)]
+    saved = [p.detach().clone() for p in small.model.parameters()]
+    with torch.no_grad():
+        for parameter in small.model.parameters():
+            parameter.mul_(-2)
+    parts += stream
+    assert torch.equal(torch.cat([part.log_abs for part in parts]), expected.log_abs)
+    assert torch.equal(torch.cat([part.sign for part in parts]), expected.sign)
+    with torch.no_grad():
+        for parameter, value in zip(small.model.parameters(), saved, strict=True):
+            parameter.copy_(value)
+    # one example at a time: the second is read after the change
+    monkeypatch.setattr(paths_module, "_STATES_AT_ONCE", 1)
+    assert sum(len(part.sign) for part in stream_circuits(network, inputs, 40)) == 40
+    stream = stream_circuits(network, inputs, 40)
+    next(stream)
+    with torch.no_grad():
+        small.model[-1].weight.mul_(2)
+    with pytest.raises(RuntimeError, match="changed before example 1"):
+        next(stream)
+
+
+def test_groups_of_all_paths_have_no_other_beside_them():
+    every, some = torch.zeros(3, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
+    with pytest.raises(ValueError, match="no other beside it"):
+        Group.together([Group(None, every), Group(some, some)])
 
 
 def test_bad_arguments():
@@ -253,7 +363,23 @@ def test_bad_arguments():
         stream_circuits(network, inputs, 10, chunk=0)
     with pytest.raises(ValueError, match="paths must be at least 1, got 0"):
         stream_circuits(network, inputs, 0)
-    for order in (-1, 3, True, 1.5):
+    for seed, error in (
+        (1.5, TypeError),
+        (None, TypeError),
+        (True, TypeError),
+        (2**64, ValueError),
+    ):
+        for draw in (sample_circuits, stream_circuits):
+            with pytest.raises(error, match="seed must be"):
+                draw(network, inputs, 10, seed=seed)
+        with pytest.raises(error, match="seed must be"):
+            sample_circuits(network, inputs, 10).order(1, seed)
+    with pytest.raises(ValueError, match=r"inputs must be real numbers, got torch\.complex128"):
+        sample_circuits(network, inputs.to(torch.complex128), 10)
+    assert len(sample_circuits(network, inputs, np.int64(10), output=np.int64(0)).sign) <= 10
+    with pytest.raises(ValueError, match="order must be 0, 1 or 2"):
+        sample_circuits(network, inputs, 10, order=torch.tensor(1))
+    for order in (-1, 3, True, 1.5, 1.0):
         with pytest.raises(ValueError, match=f"order must be 0, 1 or 2.*got {order}"):
             sample_circuits(network, inputs, 10, order=order)
     with pytest.raises(ValueError, match=r"inputs must have shape \(B, 5\)"):

@@ -35,12 +35,17 @@ class Group(NamedTuple):
 
     @classmethod
     def together(cls, groups: list[Group]) -> Group:
-        """Return the paths of several groups, at least one, as one."""
+        """Return the paths of several groups, at least one, as one.
+
+        Raises:
+            ValueError: one of several has all paths of the walk.
+        """
         if len(groups) == 1:
             return groups[0]
-        # a group of all paths has no other beside it
-        paths = torch.cat([group.paths for group in groups if group.paths is not None])
-        return cls(paths, torch.cat([group.units for group in groups]))
+        paths = [group.paths for group in groups if group.paths is not None]
+        if len(paths) < len(groups):
+            raise ValueError("a group of all paths has no other beside it")
+        return cls(torch.cat(paths), torch.cat([group.units for group in groups]))
 
 
 class Walk:

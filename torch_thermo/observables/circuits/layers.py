@@ -69,18 +69,20 @@ class WeightedStep(_FanStep):
     Args:
         frozen: see `Step`.
         number: of the node.
-        layer: its number among the weighted nodes.
+        layer: its number among those with weights; None for a scale by a constant.
     """
 
-    def __init__(self, frozen: FrozenNetwork, number: int, layer: int) -> None:
+    def __init__(self, frozen: FrozenNetwork, number: int, layer: int | None) -> None:
         super().__init__(frozen, number)
         operation = frozen.nodes[number].operation
         assert isinstance(operation, Weighted)
         self._operation = operation
         self._layer = layer
-        weight, bias = operation.weight.detach().cpu(), frozen.bias(number)
+        weight, bias = operation.weight.detach(), frozen.bias(number)
+        # copies: between the parts of a stream the model may be trained on
+        weight = weight.to("cpu", copy=True)
         self._weight = weight.reshape(len(weight), -1)
-        self._bias = None if bias is None else bias.detach().cpu()
+        self._bias = None if bias is None else bias.detach().to("cpu", copy=True)
         alive = weight != 0
         self._sparse = not bool(alive.all())
         # Where no weight is 0, all outputs of a block have the same counts: one of each will do.
@@ -105,8 +107,12 @@ class WeightedStep(_FanStep):
             group = self._start(group, walk, self._bias, around.after, generator)
         channel = self._channel(group.units)
         pick, sources = self._draw(group.units, channel, around.before[0], generator)
-        entry = channel * self._weight.shape[1] + pick
-        walk.pass_weight(group, self._layer, self._weight[channel, pick], entry)
+        weight = self._weight[channel, pick]
+        if self._layer is None:
+            walk.multiply(group, weight)
+        else:
+            entry = channel * self._weight.shape[1] + pick
+            walk.pass_weight(group, self._layer, weight, entry)
         return (group.at(sources),)
 
     def _start(

@@ -11,6 +11,9 @@ from torch import Tensor
 from torch_thermo.network import Network
 from torch_thermo.network.joins import Join
 from torch_thermo.observables.circuits.paths import (
+    NO_PATH,
+    NOT_FINITE,
+    OUT_OF_RANGE,
     Ends,
     FrozenNetwork,
     Transform,
@@ -160,12 +163,21 @@ def layer_marginals(
         operations.append(OperationMarginals(names[first + 1], kind, sources, paths, mass))
     reason = told(
         {
-            "no path is alive, so that shares are undefined": empty,
-            "the output is not finite": broken,
-            "a sum is out of float64's range": lost,
+            f"{NO_PATH}, so that shares are undefined": empty,
+            NOT_FINITE: broken,
+            OUT_OF_RANGE: lost,
         }
     )
     return LayerMarginals(tuple(operations), alive, absolute, reason)
+
+
+def ways_on(frozen: FrozenNetwork, index: Tensor) -> list[Tensor]:
+    """Return how many alive ways lead from each unit to the outputs `index` (b, 1).
+
+    First of the input, then of each node, (b, ...); infinite or NaN where float64 has no number.
+    """
+    values, _, total = _passed(frozen, index, is_alive)
+    return list(torch.autograd.grad(total, list(values.values()), torch.ones_like(total)))
 
 
 class _Flows:
@@ -202,7 +214,6 @@ class _Flows:
             by_channel = flow.reshape(len(flow), channels, -1).sum(2)
             self.units[number] = flow if units else by_channel
             self.branches[number] = by_channel.sum(1, keepdim=True)
-            # from a unit that no path leads to there may be more ways on than float64 counts
             self.total.masked_fill_(~by_channel.isfinite().all(1), math.nan)
             self.started[number] = torch.zeros(len(flow), dtype=torch.float64)
         self.branches[-1] = self.branches[-1][:, :0]
@@ -214,7 +225,9 @@ class _Flows:
 
 
 def _through(value: Tensor, ways_on: Tensor) -> Tensor:
-    return (value * ways_on).detach().cpu()
+    # more than float64 counts lead to, or from, where no path passes
+    nothing = (value == 0) | (ways_on == 0)
+    return (value * ways_on).masked_fill(nothing, 0.0).detach().cpu()
 
 
 def _whole(flow: Tensor) -> Tensor:

@@ -12,12 +12,18 @@ import torch
 from torch import Tensor
 
 from torch_thermo.network import Network
+from torch_thermo.network.base import Operation
 from torch_thermo.network.errors import unreadable
 from torch_thermo.network.joins import Sum
 from torch_thermo.network.operations import AveragePool, Elementwise, MaxPool, Weighted
 from torch_thermo.network.stages import Node
 
 Transform = Callable[[Tensor], Tensor]
+
+# Why an example has no numbers.
+NO_PATH = "no path is alive"
+NOT_FINITE = "the output is not finite"
+OUT_OF_RANGE = "a sum is out of float64's range"
 
 # Examples are taken together up to this many states of neurons, 32 MiB in float64.
 _STATES_AT_ONCE = 2**22
@@ -40,7 +46,10 @@ class FrozenNetwork:
       that passes, and one start, by its shift;
     - where branches meet in a sum, a path comes from one of its terms, with the term's coefficient
       as a factor; a term that is broadcast leads to several units, and one that is there twice
-      brings its paths twice. A concatenation only renumbers units.
+      brings its paths twice. A concatenation only renumbers units;
+    - a multiple by a tensor of the model is a diagonal layer as well (of a quotient x / p its
+      weight is 1 / p), and a shift by one a bias. A number in the forward pass (x / 255, -x) is no
+      weight: it is a factor as a gate is, see `has_weight`.
 
     Without `biases` the paths that start at a bias or a shift are left out. What is left sums to
     the part of T that is linear in x, `x . dT/dx` with the gates as they are.
@@ -163,6 +172,11 @@ class FrozenNetwork:
         return _last_uses(self.nodes)
 
 
+def has_weight(operation: Operation) -> bool:
+    """Whether paths pass a weight of the model there: what circuits of order 1 and 2 divide out."""
+    return isinstance(operation, Weighted) and not operation.constant
+
+
 def graph_of(network: Network) -> tuple[Node, ...]:
     """Return the network's graph.
 
@@ -221,12 +235,14 @@ def check_inputs(network: Network, inputs: Tensor) -> None:
 
     Raises:
         TypeError: no Network, or no tensor.
-        ValueError: another shape than (B, *network.input_shape), or no example.
+        ValueError: another shape than (B, *network.input_shape), no example, complex numbers.
     """
     if not isinstance(network, Network):
         raise TypeError(f"network must be a Network, got {type(network).__name__}")
     if not isinstance(inputs, Tensor):
         raise TypeError(f"inputs must be a tensor, got {type(inputs).__name__}")
+    if inputs.is_complex():
+        raise ValueError(f"inputs must be real numbers, got {inputs.dtype}")
     if inputs.shape[1:] != network.input_shape or not inputs.dim() or not len(inputs):
         expected = ", ".join(["B", *map(str, network.input_shape)])
         raise ValueError(
@@ -264,11 +280,12 @@ class Ends:
                 "target" where there are several outputs and targets; the only output is both.
             targets: of one output: +1 and -1, (B,) or (B, 1), or 0 and 1, where 0 counts as -1. Of
                 K outputs: integer classes (B,), or rows (B, K) with a 1 for the class and one
-                smaller number for all others (one-hot, +-1). Probabilities are no labels.
+                smaller number for all others (one-hot, +-1). Probabilities are no labels. An
+                output with several axes that are not 1 has no classes: choose by index there.
 
         Raises:
             ValueError: an output that is not there, or none chosen of several; targets of another
-                shape or with other values.
+                shape or with other values, or where the output has no one axis of classes.
             TypeError: an output that is no whole number and not "target"; targets that are no
                 tensor.
         """
@@ -279,6 +296,12 @@ class Ends:
         if outputs == 1:
             label = None if targets is None else _signs(targets, examples)
             return cls(torch.zeros(examples, dtype=torch.int64), label)
+        shape = network.output_shape
+        if targets is not None and sum(size > 1 for size in shape) > 1:
+            raise ValueError(
+                "targets must be left out, and output be an index: an output of shape "
+                f"{tuple(shape)} has no one axis of classes"
+            )
         classes = None if targets is None else _classes(targets, examples, outputs)
         if place is not None:
             index = torch.full((examples,), place)

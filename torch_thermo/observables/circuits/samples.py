@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from torch_thermo.observables.circuits.arguments import check_seed, is_whole
+
 # Draws of weights are no part of the stream that the paths were drawn from with the same seed.
 _OTHER_STREAM = 0x9E3779B9
 
@@ -45,12 +47,14 @@ class CircuitSample:
         log_abs: natural logarithm of abs(psi), float64.
         inputs: x, the input that the path starts from, float64; 1 for a path from a bias.
         examples: the row of `inputs` a path belongs to, int64.
-        weights: (P, W) float64, the weight that a path passes at each weighted operation. NaN
-            where it passes none, on another branch or because it starts behind, and where the
-            weight is divided out of psi.
-        layers: names of the W weighted operations, once for each use of one used twice.
+        weights: (P, W) float64, the weight that a path passes at each weighted operation, of a
+            quotient x / p that is 1 / p. NaN where it passes none, on another branch or because it
+            starts behind, and where the weight is divided out of psi.
+        layers: names of the W weighted operations, once for each use of one used twice. Numbers in
+            the forward pass (x / 255) are none: they are factors as gates are.
         most: weights, of different layers, that any path can have in `weights`.
-        reason: which examples have no paths here, and why; None when all have.
+        reason: which examples have no paths here, and why, or why there are no circuits of an
+            order; None when all have.
         paths: where the paths run; None unless asked for.
     """
 
@@ -92,9 +96,11 @@ class CircuitSample:
             seed: of the choice of weights; another for each part of a stream.
 
         Raises:
-            ValueError: another order.
+            ValueError: another order, or a seed that is none.
+            TypeError: a seed that is no whole number.
         """
         check_order(order)
+        seed = check_seed(seed)
         if order == 0:
             return self
         number = (seed + _OTHER_STREAM * order) % 2**63
@@ -109,7 +115,9 @@ class CircuitSample:
             share *= (count - k) / max(self.most - k, 1)
         rows = (chance < share).nonzero()[:, 0]
         if not len(rows):
-            return self._part(rows)
+            # none that was drawn has so many, or of so few that have none was kept
+            why = f"no path was drawn from which {order} of its weights can be divided out"
+            return self._part(rows, why)
         return self._divided(rows, draws.where(passed, -1.0)[rows].topk(order, 1).indices)
 
     def divided(self, layers: Sequence[int]) -> CircuitSample:
@@ -119,17 +127,24 @@ class CircuitSample:
         layer) or of a block of the Hessian (two).
 
         Args:
-            layers: columns of `weights`, different ones.
+            layers: columns of `weights`, different ones; none leaves all weights.
 
         Raises:
-            ValueError: columns that are not there, or twice there.
+            ValueError: columns that are not there, twice there, or no whole numbers.
         """
         columns = list(layers)
-        if len(set(columns)) != len(columns) or not set(columns) <= set(range(len(self.layers))):
+        numbers = all(map(is_whole, columns))
+        if (
+            not numbers
+            or len(set(columns)) != len(columns)
+            or not set(columns) <= set(range(len(self.layers)))
+        ):
             raise ValueError(
                 f"layers must be different numbers from 0 to {len(self.layers) - 1}, got {columns}"
             )
         rows = (~self.weights[:, columns].isnan()).all(1).nonzero()[:, 0]
+        if not len(rows):
+            return self._part(rows, "no path was drawn that passes all of these layers")
         return self._divided(rows, torch.tensor(columns).long().expand(len(rows), -1))
 
     def _divided(self, rows: Tensor, columns: Tensor) -> CircuitSample:
@@ -144,7 +159,8 @@ class CircuitSample:
             most=self.most - columns.shape[1],
         )
 
-    def _part(self, rows: Tensor) -> CircuitSample:
+    def _part(self, rows: Tensor, why: str | None = None) -> CircuitSample:
+        """Return some paths; `why` if there are none, where that is not known before."""
         paths = self.paths
         return replace(
             self,
@@ -153,6 +169,7 @@ class CircuitSample:
             inputs=self.inputs[rows],
             examples=self.examples[rows],
             weights=self.weights[rows],
+            reason=why if why and len(self.sign) else self.reason,
             paths=None
             if paths is None
             else replace(
@@ -168,7 +185,7 @@ def check_order(order: int) -> None:
     """Refuse what is no order of a circuit.
 
     Raises:
-        ValueError: it is not 0, 1 or 2.
+        ValueError: it is not 0, 1 or 2; 1.0 and tensors are not.
     """
-    if isinstance(order, bool) or order not in (0, 1, 2):
+    if not is_whole(order) or order not in (0, 1, 2):
         raise ValueError(f"order must be 0, 1 or 2, the weights divided out, got {order!r}")

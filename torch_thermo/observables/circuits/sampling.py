@@ -14,14 +14,28 @@ from torch import Tensor
 from torch_thermo.network import Network
 from torch_thermo.network.operations import Weighted
 from torch_thermo.network.stages import Node
+from torch_thermo.observables.circuits.arguments import check_seed, whole
 from torch_thermo.observables.circuits.groups import Walk
-from torch_thermo.observables.circuits.paths import Ends, check_inputs, freeze, graph_of
+from torch_thermo.observables.circuits.marginals import ways_on
+from torch_thermo.observables.circuits.paths import (
+    NO_PATH,
+    NOT_FINITE,
+    Ends,
+    FrozenNetwork,
+    check_inputs,
+    freeze,
+    graph_of,
+    has_weight,
+)
 from torch_thermo.observables.circuits.samples import CircuitPaths, CircuitSample, check_order
-from torch_thermo.observables.circuits.steps import Step
 from torch_thermo.observables.circuits.walks import count_paths, one_example, steps_of, walk_back
+from torch_thermo.operators.memory import available_bytes, gib
 
 # To one unit. Below float64's largest number by more than any unit's candidates: no sum overflows.
 _MOST_PATHS = 1e290
+# Of what is kept of the paths: the finished walks and what they are put together to; with the
+# choice of weights, and what is left of the paths then, if an order is asked for.
+_COPIES, _COPIES_OF_ORDERS = 3, 5
 # Of the paths that are walked together: 128 MiB. Each walk costs the tables of all layers again.
 _NUMBERS_AT_ONCE = 2**24
 
@@ -70,8 +84,9 @@ def sample_circuits(
         UnreadableNetworkError: an activation that is no gate times its argument (tanh, GELU,
             sigmoid, softmax), or a recurrent network; the message names the module.
         ValueError: paths below 1, or more than fit into memory (see `stream_circuits`), an order
-            that is not 0, 1 or 2; inputs, targets or output that do not fit the network.
-        TypeError: no Network, no tensors, or paths or output that are no whole number.
+            that is not 0, 1 or 2, a seed that is none; inputs, targets or output that do not fit
+            the network.
+        TypeError: no Network, no tensors, or paths, seed or output that are no whole number.
 
     Example:
         >>> model = torch.nn.Linear(2, 1, bias=False)
@@ -82,8 +97,9 @@ def sample_circuits(
         ([-1, -1], [0.5, 0.5], [1.0, 1.0])
     """
     check_order(order)
+    seed = check_seed(seed)
     job = _Job.checked(network, inputs, paths, output, targets, biases, keep_paths)
-    job.check_memory()
+    job.check_memory(order)
     parts: list[_Part] = []
     problems: Counter[str] = Counter()
     for part in job.run(seed, job.at_once):
@@ -109,6 +125,10 @@ def stream_circuits(
 ) -> Iterator[CircuitSample]:
     """Draw circuits as `sample_circuits` does, in parts: for more of them than memory holds.
 
+    They are of the weights as they are when the first part is drawn: what the training does between
+    parts does not change them. But examples with more than 4 million states in all are read some at
+    a time; when those that are read later would find other weights, the stream ends with an error.
+
     Args:
         network: see `sample_circuits`, as for all that is not named here.
         inputs: see there.
@@ -129,11 +149,10 @@ def stream_circuits(
     Raises:
         UnreadableNetworkError, ValueError, TypeError: as `sample_circuits`, at the call or, for
             activations that are no gates, at the first part; ValueError: chunk below 1.
+        RuntimeError: examples that are still to be read would find changed weights.
     """
-    if isinstance(chunk, bool) or not isinstance(chunk, int | None):
-        raise TypeError(f"chunk must be a whole number, got {chunk!r}")
-    if chunk is not None and chunk < 1:
-        raise ValueError(f"chunk must be at least 1, got {chunk}")
+    seed = check_seed(seed)
+    chunk = None if chunk is None else whole("chunk", chunk, 1)
     job = _Job.checked(network, inputs, paths, output, targets, biases, keep_paths)
     return (
         job.sample([part])
@@ -181,16 +200,13 @@ class _Job:
         keep_paths: bool,
     ) -> _Job:
         check_inputs(network, inputs)
-        if isinstance(paths, bool) or not isinstance(paths, int):
-            raise TypeError(f"paths must be a whole number, got {paths!r}")
-        if paths < 1:
-            raise ValueError(f"paths must be at least 1, got {paths}")
+        paths = whole("paths", paths, 1)
         ends = Ends.choose(network, len(inputs), output, targets)
         return cls(network, graph_of(network), inputs, paths, ends, biases, keep_paths)
 
     @property
     def layers(self) -> tuple[str, ...]:
-        return tuple(n.operation.name for n in self.nodes if isinstance(n.operation, Weighted))
+        return tuple(n.operation.name for n in self.nodes if has_weight(n.operation))
 
     @property
     def numbers(self) -> int:
@@ -203,32 +219,45 @@ class _Job:
         """The paths of a walk."""
         return max(1, _NUMBERS_AT_ONCE // self.numbers)
 
-    def check_memory(self) -> None:
-        """Refuse what cannot even be reserved.
+    def needs(self, order: int) -> int:
+        """Return how many bytes of memory the paths take at most while they are drawn."""
+        return 8 * self.numbers * self.paths * (_COPIES_OF_ORDERS if order else _COPIES)
+
+    def check_memory(self, order: int) -> None:
+        """Refuse what does not fit.
 
         Raises:
             ValueError: so many paths do not fit into memory.
         """
-        try:
-            torch.empty(self.paths, self.numbers, dtype=torch.float64)
-        except (RuntimeError, MemoryError) as error:
+        needed, free = self.needs(order), available_bytes(torch.device("cpu"))
+        if needed > free:
             raise ValueError(
-                f"paths must fit into memory, {8 * self.numbers} bytes each, got {self.paths}; "
-                "stream_circuits gives them in parts"
-            ) from error
+                f"paths must fit into memory, {needed // self.paths} bytes each while they are "
+                f"drawn, got {self.paths}: {gib(needed)} of {gib(free)}; stream_circuits gives "
+                "them in parts"
+            )
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def run(self, seed: int, chunk: int) -> Iterator[_Part | _Problem]:
         """Walk example by example, with at most `chunk` paths at once."""
         generator = torch.Generator().manual_seed(seed)
         share, more = divmod(self.paths, len(self.inputs))
         kept = len(self.nodes) if self.keep_paths else None
-        steps: list[Step] | None = None
+        known: list[Tensor] = []
         for part, frozen in freeze(self.network, self.inputs, torch.device("cpu"), self.biases):
-            steps = steps or steps_of(frozen)
+            steps = steps_of(frozen)
+            # copies cost time: not where all examples are read at once
+            now = _weights(frozen) if len(frozen.inputs) < len(self.inputs) else []
+            if known and not all(map(torch.equal, known, now)):
+                raise RuntimeError(
+                    "the weights must stay until all examples are read, and were changed before "
+                    f"example {part.start}"
+                )
+            known = now
             for row, example in enumerate(range(part.start, part.stop)):
                 one, end = one_example(frozen, row), int(self.ends.index[example])
-                counts = count_paths(one, steps)
+                counts = _leading(one, count_paths(one, steps), end)
                 why = _problem(counts, end, float(one.outputs[0, end]))
                 if why is not None:
                     yield _Problem(example, why)
@@ -270,13 +299,33 @@ def _most_weights(nodes: Sequence[Node]) -> int:
     """Return the most weighted operations on any way through the graph."""
     passed = [0]
     for operation, takes in nodes:
-        passed.append(max(passed[k + 1] for k in takes) + isinstance(operation, Weighted))
+        passed.append(max(passed[k + 1] for k in takes) + has_weight(operation))
     return passed[-1]
+
+
+def _weights(frozen: FrozenNetwork) -> list[Tensor]:
+    """Return copies of all that the network reads of its model."""
+    found = list(frozen.network.parameters())
+    for node in frozen.nodes:
+        if isinstance(node.operation, Weighted):
+            found += [w for w in (node.operation.weight, node.operation.bias) if w is not None]
+    return [tensor.detach().clone() for tensor in found]
+
+
+def _leading(frozen: FrozenNetwork, counts: list[Tensor], end: int) -> list[Tensor]:
+    """Return the counts of one example, 0 at units that do not lead to the output.
+
+    Only where there are too many paths to draw from: no walk comes to such a unit.
+    """
+    if all(bool((units <= _MOST_PATHS).all()) for units in counts):
+        return counts
+    ways = ways_on(frozen, torch.tensor([[end]]))
+    return [units.masked_fill(way == 0, 0.0) for units, way in zip(counts, ways, strict=True)]
 
 
 def _problem(counts: Sequence[Tensor], end: int, output: float) -> str | None:
     if not math.isfinite(output):
-        return "the output is not finite"
+        return NOT_FINITE
     if not all(float(units.max()) <= _MOST_PATHS for units in counts):
         return f"more than {_MOST_PATHS:g} paths are alive"
-    return None if counts[-1].flatten()[end] else "no path is alive"
+    return None if counts[-1].flatten()[end] else NO_PATH

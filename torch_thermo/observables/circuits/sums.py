@@ -12,13 +12,17 @@ import torch
 from torch import Tensor
 
 from torch_thermo.network import Network
-from torch_thermo.network.operations import Weighted
 from torch_thermo.observables.circuits.paths import (
+    NO_PATH,
+    NOT_FINITE,
+    OUT_OF_RANGE,
     Ends,
     FrozenNetwork,
+    Transform,
     check_inputs,
     freeze,
     graph_of,
+    has_weight,
     is_alive,
     unchanged,
 )
@@ -39,10 +43,12 @@ class CircuitSums:
         output: T, the sum of x psi: the network's output, or without biases x . dT/dx.
         moments: {q: sum of (x psi)^q}.
         order_one: {weighted operation: the total of its order-1 sums}, the sum of dT/dw over the
-            entries of that layer's weight, once for each use of a layer that is used twice. Single
-            entries are dT/dw, by autograd. Empty unless asked for.
+            entries of that layer's weight. A layer that is used twice has one total, over all uses.
+            Single entries are dT/dw, by autograd. Empty unless asked for.
         order_two: {(weighted operation, later one): the total of their order-2 sums}, the sum of
-            d2T / dw dw' over the entries of both layers' weights. Empty unless asked for.
+            d2T / dw dw' over the entries of both layers' weights. A layer that is used twice is a
+            pair with itself, of two different uses: each two of them once, half of the sum of d2T
+            over its own block. Empty unless asked for.
         reason: why values are NaN, or N is 0; None where there is nothing to say.
     """
 
@@ -167,8 +173,8 @@ def circuit_sums(
     ===================== ====================================
 
     Factors are weights, biases, inputs, and the gates that are not 0 or 1: slopes and the 1/k^2 of
-    average-pools (Li, eqs. 10, 11, 16, 19). A sum that float64 cannot hold is NaN: more than
-    1.8e308 paths, or terms so small that all vanish.
+    average-pools (Li, eqs. 10, 11, 16, 19), and numbers in the forward pass. A sum that float64
+    cannot hold is NaN: more than 1.8e308 paths, or terms so small that all vanish.
 
     Args:
         network: the network that is read.
@@ -209,7 +215,7 @@ def _sums(
     layers = {
         number: node.operation
         for number, node in enumerate(graph_of(network))
-        if isinstance(node.operation, Weighted)
+        if has_weight(node.operation)
     }
     ones = list(layers) if order_one else []
     twos = [
@@ -229,20 +235,18 @@ def _sums(
             lambda frozen: frozen.sums(is_alive).round(),
             lambda frozen: frozen.sums(torch.sign).round(),
             lambda frozen: frozen.sums(torch.abs),
-            lambda frozen: frozen.outputs,
-            *(partial(_moment, exponent=exponent) for exponent in exponents),
-            *(partial(_divided, numbers=(number,)) for number in ones),
-            *(partial(_divided, numbers=pair) for pair in twos),
+            partial(_held, unchanged, ()),
+            *(partial(_held, partial(torch.pow, exponent=exponent), ()) for exponent in exponents),
+            *(partial(_held, unchanged, (number,)) for number in ones),
+            *(partial(_held, unchanged, pair) for pair in twos),
         ],
     )
-    broken = ~output.isfinite()
+    # that T is lost where all terms vanish does not make the others so
+    broken = ~output.isfinite() & (absolute != 0)
     empty = ~broken & (alive == 0)
     kept = partial(in_range, broken=broken, empty=empty)
     rest = iter(others)
-    powers = {
-        exponent: kept(moment, one_sided=exponent % 2 == 0)
-        for exponent, moment in zip(exponents, rest, strict=False)
-    }
+    powers = {exponent: kept(moment) for exponent, moment in zip(exponents, rest, strict=False)}
     totals: dict[str, Tensor] = {}
     for number, total in zip(ones, rest, strict=False):
         name = layers[number].name
@@ -280,12 +284,18 @@ def _passes(
     return found
 
 
-def _moment(frozen: FrozenNetwork, exponent: int) -> Tensor:
-    return frozen.sums(lambda factor: factor**exponent)
+def _held(transform: Transform, divided_out: Sequence[int], frozen: FrozenNetwork) -> Tensor:
+    """Return a signed sum, NaN where it is 0 because all of its terms are too small for float64.
 
-
-def _divided(frozen: FrozenNetwork, numbers: Sequence[int]) -> Tensor:
-    return frozen.sums(unchanged, divided_out=numbers)
+    Terms that cancel sum to 0 too: those have sizes. Where a sum has no term it is 0.
+    """
+    plain = transform is unchanged and not divided_out
+    found = frozen.outputs if plain else frozen.sums(transform, divided_out)
+    if bool(found.all()):
+        return found
+    sizes = frozen.sums(lambda factor: transform(factor.abs()), divided_out)
+    alive = frozen.sums(is_alive, divided_out).round()
+    return found.masked_fill((found == 0) & (sizes == 0) & (alive != 0), math.nan)
 
 
 def in_range(values: Tensor, broken: Tensor, empty: Tensor, one_sided: bool = False) -> Tensor:
@@ -302,9 +312,9 @@ def _reason(sums: CircuitSums, broken: Tensor, empty: Tensor) -> str | None:
     lost = torch.stack(numbers).isnan().any(0) & ~broken
     return told(
         {
-            "no path is alive, so that S and T/A are undefined": empty,
-            "the output is not finite": broken,
-            "a sum is out of float64's range": lost,
+            f"{NO_PATH}, so that S and T/A are undefined": empty,
+            NOT_FINITE: broken,
+            OUT_OF_RANGE: lost,
         }
     )
 

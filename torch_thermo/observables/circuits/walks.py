@@ -12,7 +12,7 @@ from torch_thermo.network.joins import Concatenate, Sum
 from torch_thermo.network.operations import AveragePool, Elementwise, MaxPool, Weighted
 from torch_thermo.observables.circuits.groups import Group, Walk
 from torch_thermo.observables.circuits.layers import AverageStep, WeightedStep
-from torch_thermo.observables.circuits.paths import FrozenNetwork
+from torch_thermo.observables.circuits.paths import FrozenNetwork, has_weight
 from torch_thermo.observables.circuits.steps import (
     Around,
     ConcatenateStep,
@@ -37,8 +37,9 @@ def steps_of(frozen: FrozenNetwork) -> list[Step]:
     layer = 0
     for number, node in enumerate(frozen.nodes):
         if isinstance(node.operation, Weighted):
-            steps.append(WeightedStep(frozen, number, layer))
-            layer += 1
+            counted = has_weight(node.operation)
+            steps.append(WeightedStep(frozen, number, layer if counted else None))
+            layer += counted
             continue
         kind = next((s for o, s in _STEPS.items() if isinstance(node.operation, o)), Step)
         steps.append(kind(frozen, number))
