@@ -66,6 +66,10 @@ def test_stored_is_what_the_function_says(tmp_path):
         assert arrays[name].shape == (count, count)
     assert arrays["null_quantiles"].shape == arrays["null_levels"].shape == (4,)
     assert (np.diff(arrays["null_quantiles_active"]) > 0).all()
+    given_active = found.correlations(given_active=True, seed=3).test
+    for name, test in (("", chosen.test), ("_active", given_active)):
+        stored = arrays[f"sign_null_quantiles{name}"]
+        np.testing.assert_allclose(stored, test.sign_null_quantiles, atol=1e-3)
     # given active the correlations are others
     assert np.abs(arrays["correlation_active"] - arrays["correlation"]).max() > 0.01
 

@@ -128,14 +128,75 @@ class TestNull:
         found = correlation_test(randn(20, 1).repeat(1, 3), permutations=100)
         assert found.significant.sum() == 6
 
+    @pytest.mark.parametrize("tail", [1, 3], ids=["normal", "heavy"])
+    def test_level_with_a_shared_scale(self, tail):
+        """Columns that share a row's magnitude and are independent given it: 5 % of the cases."""
+        trials, pairs = 200, 0
+        found = 0
+        for s in range(trials):
+            scale = randn(60, 1, seed=s + 1000).exp()
+            test = correlation_test(scale * randn(60, 8, seed=s) ** tail, 50, seed=s)
+            found += test.share > 0
+            pairs += int(test.significant.sum())
+        assert 1 <= found <= 20
+        assert pairs < 0.01 * trials * 8 * 7
+
+    def test_level_where_rows_are_zero_together(self):
+        """Inactive examples are 0 in all columns, and gates that columns share close together."""
+        trials = 100
+        found = 0
+        for s in range(trials):
+            generator = torch.Generator().manual_seed(s)
+            gates = torch.rand(80, 3, generator=generator) < 0.3
+            values = randn(80, 9, seed=s + 1000) * gates.repeat(1, 3)
+            found += correlation_test(values, 30, seed=s).share > 0
+        assert found <= 12
+
+    def test_power_beneath_a_shared_scale(self):
+        scale = randn(200, 1, seed=9).exp()
+        values = randn(200, 30)
+        values[:, 7] = 0.9 * values[:, 0] + 0.19**0.5 * values[:, 7]
+        found = correlation_test(scale * values, permutations=100)
+        assert found.significant[0, 7]
+        assert found.significant.sum() <= 4
+
+    def test_both_nulls_are_given(self):
+        """Alike where nothing is shared, apart by the scale where one is: E s^4 / (E s^2)^2."""
+        plain = correlation_test(randn(400, 12), permutations=100)
+        torch.testing.assert_close(
+            plain.sign_null_quantiles, plain.null_quantiles, rtol=0.08, atol=0
+        )
+        assert plain.sign_null_mean_abs == pytest.approx(plain.null_mean_abs, rel=0.03)
+        scale = 1 + 2 * (torch.arange(400)[:, None] % 4 == 0).double()
+        found = correlation_test(scale * randn(400, 12), permutations=100)
+        ratio = math.sqrt(float(scale.pow(4).mean())) / float(scale.square().mean())
+        assert found.sign_null_mean_abs / found.null_mean_abs == pytest.approx(ratio, rel=0.1)
+
+    def test_signs_keep_magnitudes_and_zeros(self):
+        """Two values each: with signs r is what the four cases give, never a shuffle's."""
+        from torch_thermo.observables.correlation import _sign_null
+
+        values = torch.zeros(5, 2, dtype=torch.float64)
+        values[:2] = torch.tensor([[1.0, 2.0], [1.0, 1.0]], dtype=torch.float64)
+        cases = []
+        for bits in range(16):
+            signs = torch.tensor([[bits & 1, bits & 2], [bits & 4, bits & 8]]).bool() * 2 - 1
+            flipped = values.clone()
+            flipped[:2] *= signs
+            cases.append(float(torch.corrcoef(flipped.T)[0, 1].abs()))
+        found = _sign_null(values, 400, seed=0)
+        expected = torch.tensor(sorted({round(case, 9) for case in cases}), dtype=torch.float64)
+        seen = torch.tensor(sorted({round(case, 9) for case in found.tolist()})).double()
+        torch.testing.assert_close(seen, expected, rtol=0, atol=1e-6)
+
     def test_what_chance_often_gives_is_not_significant(self):
-        """One nonzero row, in both columns the same: r = 1, as in a quarter of the shuffles."""
+        """One nonzero row, in both columns the same: r = 1, and so with any signs."""
         values = torch.zeros(4, 2, dtype=torch.float64)
         values[1] = torch.tensor([0.3, 0.7], dtype=torch.float64)
         found = correlation_test(values, permutations=200, rate=0.2)
         assert float(found.matrix[0, 1]) == pytest.approx(1.0)
         assert not found.significant.any()
-        assert correlation_test(values, permutations=200, rate=0.3).significant[0, 1]
+        assert not correlation_test(values, permutations=200, rate=0.9).significant[0, 1]
 
 
 class TestUndefined:
@@ -155,7 +216,9 @@ class TestUndefined:
         assert math.isnan(found.share)
         assert math.isnan(found.mean_abs)
         assert math.isnan(found.null_mean_abs)
+        assert math.isnan(found.sign_null_mean_abs)
         assert found.null_quantiles.isnan().all()
+        assert found.sign_null_quantiles.isnan().all()
         assert found.matrix.shape == 2 * (values.shape[1],)
         assert found.matrix.isnan().all()
 

@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import pytest
@@ -78,6 +79,26 @@ class TestNormalisedMeans:
         expected = 1 / float((entries - 1).std(correction=0))
         assert found == pytest.approx(expected, rel=1e-6)
 
+    def test_constant(self):
+        """The same in all examples: no spread beside a mean that is not 0."""
+        entries = randn(30, 2, 2)
+        entries[:, 0, 0], entries[:, 0, 1], entries[:, 1, 0] = 0.1, -3.0, 0.0
+        found = store(entries)
+        for z in (found.normalised_means(4), found.normalised_means(given_active=True)):
+            assert z[0].tolist() == [math.inf, -math.inf]
+            assert z[1].isnan().tolist() == [True, False]
+        assert found.bootstrap(10, 50)[0].tolist() == [math.inf, -math.inf]
+        few = store(entries, samples=40)
+        assert few.normalised_means()[0].isfinite().all()
+        assert few.bootstrap(10, 50)[0].isfinite().all()
+        assert few.normalised_means(given_active=True)[0].isinf().all()
+
+    def test_reasons(self):
+        assert store(randn(3, 2, 2)).reason == ""
+        none = store(torch.zeros(3, 2, 2).double(), samples=5)
+        assert none.reason == "all 4 entries are 0 in each of the 3 active examples"
+        assert store(randn(1, 2, 2)).reason == "a spread over examples needs 2 or more, got 1"
+
     def test_undefined(self):
         entries = randn(6, 2, 2)
         entries[:, 0, 1] = 0
@@ -143,6 +164,24 @@ class TestShareBelow:
         assert found.share_below(0.25) == 1.0
         assert found.share_below(0.05) == pytest.approx(1 / 4)
 
+    def test_constant_entries_are_not_below(self):
+        entries = self.found().entries.clone()
+        entries[:, 0, 1] = 0.1
+        found = store(entries)
+        assert found.share_below() == pytest.approx(3 / 4)
+        assert found.share_below(structural=False) == pytest.approx(2 / 3)
+        assert store(entries[:, :1, 1:]).share_below() == 0.0
+
+    def test_all_silent(self):
+        """As where one moves: entries that are 0 are below, and left out without structural."""
+        entries = torch.zeros(30, 2, 2).double()
+        found = store(entries, samples=50)
+        assert found.share_below() == found.share_below(given_active=True) == 1.0
+        assert math.isnan(found.share_below(structural=False))
+        assert found.reason
+        entries[:, 0, 0] = randn(30)
+        assert store(entries, samples=50).share_below(10.0) == 1.0
+
     def test_depends_on_the_minibatch(self):
         assert self.found().share_below(batch=100, structural=False) == 0.0
 
@@ -194,6 +233,27 @@ class TestCorrelations:
         assert given.test.mean_abs == pytest.approx(given.test.null_mean_abs, rel=0.3)
         assert given.test.share <= 1 / 28
 
+    def test_an_entry_and_its_mirror_are_one(self):
+        values = randn(50, 4, 4)
+        entries = values + values.transpose(1, 2)
+        found = dataclasses.replace(
+            store(entries), columns=torch.tensor([7, 3, 5, 9]), rows=torch.tensor([7, 3, 5, 9])
+        )
+        chosen = found.correlations(permutations=20)
+        pairs = {frozenset(pair) for pair in torch.stack([chosen.column, chosen.row], 1).tolist()}
+        assert len(pairs) == len(chosen.column) == 10
+        assert chosen.test.share < 0.1
+
+    def test_a_scale_that_all_entries_share_is_no_correlation(self):
+        """As l'_n is, or |x_n|: given it the entries are independent."""
+        scale = randn(300, 1, 1, seed=1).exp()
+        found = store(scale * randn(300, 4, 8), samples=400)
+        for given in (False, True):
+            test = found.correlations(given_active=given, permutations=30).test
+            assert test.share < 0.01
+            assert test.mean_abs > 1.2 * test.null_mean_abs
+            assert test.mean_abs == pytest.approx(test.sign_null_mean_abs, rel=0.1)
+
     def test_too_few(self):
         found = store(randn(9, 3, 4), samples=100).correlations()
         assert "2 columns that vary, got 0 of 0" in found.test.reason
@@ -217,6 +277,11 @@ class TestCouplingSetSize:
     def test_independent(self):
         found = store(randn(1200, 5, 4)).coupling_set_size(permutations=20)
         assert found.value < 0.5
+
+    def test_shared_scale(self):
+        """Independent given it: no partners."""
+        found = store(randn(1200, 1, 1, seed=1).exp() * randn(1200, 5, 4))
+        assert found.coupling_set_size(permutations=20).value < 0.5
 
     def test_condition(self):
         found = store(randn(999, 2, 2), samples=5000).coupling_set_size()
@@ -247,6 +312,9 @@ def test_summary():
     assert summary["share_below_moving"] == found.share_below(structural=False)
     assert summary["share_below_active"] == found.share_below(structural=False, given_active=True)
     assert summary["correlation"] == found.correlations().test.mean_abs
+    assert summary["correlation_sign_null"] == found.correlations().test.sign_null_mean_abs
+    given = found.correlations(given_active=True).test
+    assert summary["correlation_active_sign_null"] == given.sign_null_mean_abs
     assert summary["correlation_active"] == found.correlations(given_active=True).test.mean_abs
     assert math.isnan(summary["coupling_set_size"])
     assert summary["products"] == 90

@@ -60,6 +60,13 @@ def of_each_example(model, x, y, loss_fn):
     return torch.stack(found)
 
 
+class Steep(nn.Module):
+    """Logits so far apart that the cross entropy of class 0 is 0 to the last bit."""
+
+    def forward(self, x):
+        return x * 0.1 + x.new_tensor([1e4, 0.0])
+
+
 class TestAgainstDirectComputation:
     def check(self, model, loss_fn, x, y, sizes, tolerance=1e-13):
         expected = of_each_example(model, x, y, loss_fn)
@@ -116,20 +123,55 @@ class TestAgainstDirectComputation:
         self.check(model, lambda o, y: (1 - o * y).clamp(min=0), x, y, (6,))
 
     def test_weighted_and_ignored(self):
-        """The mean over examples is the risk's, which divides by the weights."""
+        """The mean over examples is the risk's, which divides by the weights.
+
+        An ignored example has no weight: it is not an inactive one, which the mean counts.
+        """
         weights = torch.tensor([0.5, 2.0, 1.0]).double()
         loss_fn = nn.CrossEntropyLoss(weight=weights)
         labels = torch.tensor([0, 1, -100, 1, 2, -100, 2])
         risk = Risk(relu_net(3, 4, 3), loss_fn, parts(randn(7, 3), labels, 4, 3))
         found = everything(risk)
         close(found.means(), FunctionalHessianOperator(risk).dense(), 1e-13)
-        assert found.active.tolist() == (labels != -100).tolist()
+        assert found.active.tolist() == 5 * [True]
+        assert (found.samples, found.active_share) == (5, 1.0)
+
+    def test_examples_that_count_for_nothing(self):
+        """Ignored targets, a class of weight 0 and a whole ignored batch leave no trace in z."""
+        labels = torch.tensor([0, 1, 2, 1, 0, -100, 2, -100, -100])
+        loss_fn = nn.CrossEntropyLoss(weight=torch.tensor([0.5, 2.0, 0.0]).double())
+        model, x = relu_net(3, 4, 3), randn(9, 3)
+        risk = Risk(model, loss_fn, parts(x, labels, 4, 3, 2))
+        found = everything(risk)
+        kept = (labels == 0) | (labels == 1)
+        alone = everything(Risk(model, loss_fn, [(x[kept], labels[kept])]))
+        assert found.samples == int(kept.sum()) == 4
+        close(found.means(), FunctionalHessianOperator(risk).dense(), 1e-13)
+        close(found.entries, alone.entries, 1e-13)
+        assert found.share_below() == alone.share_below()
+
+    def test_an_example_that_is_fitted_counts(self):
+        """A slope of 0 is not a weight of 0."""
+        labels = torch.tensor([0, 1, -100])
+        model = nn.Sequential(*relu_net(2, 3, 2), nn.Softsign()).double()
+        model.append(Steep())
+        found = everything(Risk(model, nn.CrossEntropyLoss(), [(randn(3, 2), labels)]))
+        assert (found.samples, len(found.entries)) == (2, 1)
+
+    def test_empty_batches(self):
+        model, (x, y) = relu_net(3, 4, 3, 1), data(7)
+        whole = everything(Risk(model, hinge, [(x, y)]))
+        empty = (x[:0], y[:0])
+        found = everything(Risk(model, hinge, [empty, (x[:4], y[:4]), (x[4:], y[4:]), empty]))
+        close(found.entries, whole.entries, 1e-13)
+        assert torch.equal(found.structural, whole.structural)
+        assert found.samples == 7
 
     def test_chosen_entries(self):
         model, (x, y) = relu_net(3, 4, 3, 1), data(8)
         risk = Risk(model, hinge, [(x, y)])
         whole = everything(risk)
-        columns, rows = torch.tensor([20, 3, 11]), [5, 26, 26, 0]
+        columns, rows = torch.tensor([20, 3, 11]), [5, 26, 0]
         found = hessian_entries(risk, columns, rows)
         assert torch.equal(found.entries, whole.entries[:, columns][:, :, rows])
         assert torch.equal(found.structural, whole.structural[columns][:, rows])
@@ -215,6 +257,62 @@ class TestStructuralZeros:
         expected[4, 9] = expected[9, 4] = False  # the centre tap and the last weight
         assert torch.equal(found.structural, expected)
 
+    def test_tokens_that_the_data_lack(self):
+        """All rows of an embedding count: a path from each token through its place's weights."""
+        places, width, tokens = 2, 2, 5
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model = nn.Sequential(
+                nn.Embedding(tokens, width, padding_idx=4),
+                *(nn.Flatten(), nn.Linear(places * width, 2, bias=False), nn.ReLU()),
+                nn.Linear(2, 1, bias=False),
+            ).double()
+        x, y = torch.tensor([[0, 0], [1, 0]]), randn(2, 1).sign()
+        found = everything(Risk(model, lambda o, y: -(o * y).mean(), [(x, y)])).structural
+        first = slice(tokens * width, tokens * width + 2 * places * width)
+        expected = torch.tensor(
+            [
+                [token == 4 or into % width != unit for _ in range(2) for into in range(4)]
+                for token in range(tokens)
+                for unit in range(width)
+            ]
+        )
+        assert torch.equal(found[: tokens * width, first], expected)
+        assert found[: tokens * width, : tokens * width].all()  # one embedding, no curvature
+
+    def test_embeddings_of_positions_keep_their_place(self):
+        class Places(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.token, self.place = nn.Embedding(3, 2), nn.Embedding(2, 2)
+                self.out = nn.Linear(4, 1, bias=False)
+
+            def forward(self, x):
+                return self.out((self.token(x) + self.place(torch.arange(2))).flatten(1))
+
+        x, y = torch.tensor([[0, 0], [1, 0]]), randn(2, 1).sign()
+        found = everything(Risk(Places().double(), lambda o, y: -(o * y).mean(), [(x, y)]))
+        assert not found.structural[:6, 10:].view(3, 2, 2, 2).diagonal(dim1=1, dim2=3).any()
+        # the weight of place p and unit u meets the embedding of that place and unit alone
+        assert torch.equal(found.structural[6:10, 10:], ~torch.eye(4, dtype=torch.bool))
+
+    def test_numbers_of_no_embedding_are_shuffled(self):
+        """Features 0 and 1 are never on together in an example, and may be."""
+
+        class Product(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.scale = nn.Parameter(torch.ones(2).double())
+
+            def forward(self, x):
+                return (x * self.scale).prod(1, keepdim=True)
+
+        x = torch.tensor([[1, 0], [0, 1], [1, 0], [0, 1]])
+        risk = Risk(Product(), lambda o, y: o.sum(), [(x, torch.zeros(4))])
+        found = [everything(risk, seed=seed) for seed in range(8)]
+        assert all(one.silent.all() for one in found)
+        assert any(not one.structural[0, 1] for one in found)
+
     def test_smooth_activations_have_none_within_a_layer(self):
         found = everything(Risk(net(), lambda o, y: F.softplus(-o * y).mean(), [data(9)]))
         assert not found.structural[:3, :3].any()
@@ -259,6 +357,12 @@ class TestDraws:
         found = hessian_entries(Risk(relu_net(3, 4, 3, 1), hinge, [data()]), 10, 10)
         assert not torch.equal(found.columns, found.rows)
 
+    def test_defaults_of_a_small_net_are_all(self):
+        found = hessian_entries(Risk(relu_net(3, 1), hinge, [data()]))
+        assert found.columns.tolist() == found.rows.tolist() == [0, 1, 2]
+        found = hessian_entries(Risk(relu_net(3, 40, 1), hinge, [data()]))
+        assert (len(found.columns), len(found.rows)) == (32, 128)
+
     def test_all(self):
         found = hessian_entries(Risk(relu_net(3, 1), hinge, [data()]), 3, 3)
         assert found.columns.tolist() == [0, 1, 2]
@@ -284,6 +388,7 @@ class TestRefusals:
             (22, ValueError, "columns must lie between 1 and the 21 parameters, got 22"),
             ([], ValueError, "columns must be a list of at least one index"),
             ([3, 21], ValueError, "columns must lie between 0 and 20, got 21"),
+            ([3, 5, 3], ValueError, "columns must not repeat an index, got 3 more than once"),
             ([-1], ValueError, "columns must lie between 0 and 20, got -1"),
             ([0.5], TypeError, "columns must be whole numbers, got torch.float32"),
             ([True], TypeError, "columns must be whole numbers, got torch.bool"),
@@ -351,6 +456,17 @@ class TestRefusals:
 
         with pytest.raises(TypeError, match=r"got shape \(\) for 9 examples"):
             hessian_entries(self.risk(Net(*net()), lambda o, y: o.abs()), 3, 3)
+
+    @pytest.mark.parametrize("where", ["loss", "model"])
+    def test_no_second_derivatives(self, where):
+        x = torch.randint(6, (5, 3), generator=torch.Generator().manual_seed(0))
+        y = torch.tensor([0, 1, 2, 1, 0])
+        first = nn.EmbeddingBag(6, 4) if where == "model" else nn.Embedding(6, 4)
+        model = nn.Sequential(first, nn.Flatten(), nn.LazyLinear(3)).double()
+        model(x)
+        loss_fn = nn.MultiMarginLoss() if where == "loss" else nn.CrossEntropyLoss()
+        with pytest.raises(RuntimeError, match=r"model or loss has no second derivatives \(.+"):
+            everything(self.risk(model, loss_fn, [(x, y)]))
 
     def test_nan(self):
         x, y = data()

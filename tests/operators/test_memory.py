@@ -1,7 +1,8 @@
 import pytest
 import torch
+from torch import nn
 
-from torch_thermo import HessianOperator
+from torch_thermo import FunctionalHessianOperator, HessianOperator, Risk
 from torch_thermo.operators import memory
 from torch_thermo.operators.memory import available_bytes, gib, graph_bytes
 
@@ -43,6 +44,32 @@ def test_graph_bytes_of_a_custom_function():
 
     x = torch.ones(1, dtype=torch.float64, requires_grad=True)
     assert graph_bytes([Double.apply(x)]) == 48
+
+
+def test_graph_bytes_of_a_sparse_gradient():
+    """Of 3 rows of 4 numbers and their indices, not of the whole table."""
+    gradient = torch.sparse_coo_tensor(
+        torch.tensor([[0, 5, 9]]),
+        torch.ones(3, 4, dtype=torch.float64),
+        (10**6, 4),
+        check_invariants=True,
+    )
+    assert graph_bytes([gradient]) == 3 * 8 + 3 * 4 * 8
+
+
+@pytest.mark.parametrize("operator", [HessianOperator, FunctionalHessianOperator])
+def test_embeddings_with_sparse_gradients(operator):
+    x, y = torch.tensor([[0, 2], [3, 0], [1, 1]]), torch.tensor([0, 1, 1])
+    products = []
+    for sparse in (False, True):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            net = nn.Sequential(
+                nn.Embedding(5, 3, sparse=sparse), nn.Flatten(), nn.Tanh(), nn.Linear(6, 2)
+            ).double()
+        risk = Risk(net, nn.CrossEntropyLoss(), [(x, y)])
+        products.append(operator(risk) @ torch.ones(risk.numel, dtype=torch.float64))
+    torch.testing.assert_close(products[1], products[0], rtol=1e-12, atol=1e-14)
 
 
 def test_graph_bytes_of_a_deep_graph():

@@ -19,13 +19,16 @@ class HessianEntries(ThermoCallback):
     makes, and those that are 0 in all examples; share_below, the share of |z_1| < .15 among all
     entries, share_below_moving among those that are not silent, share_below_active of these over
     the active examples alone, the control; of 64 entries the mean |r| correlation beside
-    correlation_null, and correlated_share, the pairs that are significant at a false-discovery
-    rate of 5 %; the same over the active examples, correlation_active, correlation_active_null and
+    correlation_null (each entry's examples shuffled) and correlation_sign_null (random signs, which
+    keep the magnitudes that an example's entries share), and correlated_share, the pairs that are
+    significant against the latter at a false-discovery rate of 5 %; the same over the active
+    examples, correlation_active, correlation_active_null, correlation_active_sign_null and
     correlated_share_active; coupling_set_size, NaN below 1000 active examples; products.
 
     As arrays: columns (C,) and rows (R,); z_1, z_active, structural and silent (C, R); of the
     K correlated entries correlation_column, correlation_row (K,), correlation and significant
-    (K, K), null_levels and null_quantiles of |r|, and the last three with `_active`. The same
+    (K, K), null_levels, and null_quantiles (shuffled) and sign_null_quantiles (random signs) of
+    |r| at them; correlation, significant and both quantiles also with `_active`. The same
     parameters are measured at each step.
 
     It needs a loss of the form criterion(output, target), and a model that answers an example alone
@@ -41,7 +44,7 @@ class HessianEntries(ThermoCallback):
         rows: how many parameters j.
         examples: measure on so many of the probe's examples.
         probe, loss_fn, closure: see `ThermoCallback`.
-        seed: of the probe, of the choice of entries and of the permutations.
+        seed: of the probe, of the choice of entries and of the nulls.
 
     Raises:
         ValueError: columns or rows below 1, and see `ThermoCallback`.
@@ -97,8 +100,10 @@ class HessianEntries(ThermoCallback):
                 "significant": every.test.significant.numpy(),
                 "null_levels": LEVELS,
                 "null_quantiles": every.test.null_quantiles.numpy(),
+                "sign_null_quantiles": every.test.sign_null_quantiles.numpy(),
                 "correlation_active": given.test.matrix.numpy(),
                 "significant_active": given.test.significant.numpy(),
                 "null_quantiles_active": given.test.null_quantiles.numpy(),
+                "sign_null_quantiles_active": given.test.sign_null_quantiles.numpy(),
             },
         )

@@ -23,7 +23,7 @@ class EntryCorrelations:
     """Correlations between some of the stored entries.
 
     Attributes:
-        test: the matrix beside its permutation null.
+        test: the matrix beside its nulls.
         column: (K,) int64, the flat parameter index i of each entry.
         row: (K,) int64, its j.
         given_active: over the active examples only, or over all.
@@ -60,7 +60,8 @@ class HessianEntries:
         columns: (C,) int64, flat indices i of parameters.
         rows: (R,) int64, flat indices j.
         entries: (n_active, C, R) float64; those of the other examples are 0 and not stored.
-        active: (samples,) bool, the examples with l' != 0, in the order of the batches.
+        active: (samples,) bool, the examples with l' != 0, in the order of the batches; those of
+            weight 0 (ignored targets) are left out.
         structural: (C, R) bool, no path passes both weights: see `hessian_entries`.
         products: example products (one example, one column) that were made.
     """
@@ -74,7 +75,7 @@ class HessianEntries:
 
     @property
     def samples(self) -> int:
-        """Number n of examples."""
+        """Number n of examples that the risk counts: of a weight above 0."""
         return len(self.active)
 
     @property
@@ -95,9 +96,14 @@ class HessianEntries:
 
     @property
     def reason(self) -> str:
-        """Why the normalised means are NaN; empty if they are not."""
+        """Why all normalised means are NaN; empty if they are not."""
         if not len(self.entries):
             return f"none of {self.samples} examples is active: every entry is 0"
+        if bool(self.silent.all()):
+            count, number = len(self.entries), self.silent.numel()
+            return f"all {number} entries are 0 in each of the {count} active examples"
+        if self.samples < 2:
+            return "a spread over examples needs 2 or more, got 1"
         return ""
 
     def means(self) -> Tensor:
@@ -118,7 +124,8 @@ class HessianEntries:
             given_active: over the active examples only (z_a).
 
         Returns:
-            (C, R); NaN where the sd is 0: an entry that is 0 in all examples, or one example.
+            (C, R); +-inf of an entry that is the same in all examples and not 0; NaN of one that is
+            0 in all, or with one example.
 
         Raises:
             ValueError: `batch` below 1.
@@ -130,7 +137,17 @@ class HessianEntries:
         squares = (self.entries - mean).square().sum(0)
         squares += (count - len(self.entries)) * mean.square()
         sd = (squares / max(count, 1)).sqrt()
-        return torch.where(sd > 0, math.sqrt(batch) * mean / sd, math.nan)
+        z = torch.where(sd > 0, math.sqrt(batch) * mean / sd, math.nan)
+        return self._with_constant(z, count)
+
+    def _with_constant(self, z: Tensor, count: int) -> Tensor:
+        """Return z with +-inf where the entry is the same in all `count` examples and not 0."""
+        if count < 2 or count > len(self.entries):
+            return z
+        value = self.entries[0]
+        # exactly: of equal numbers the mean is off by a rounding
+        constant = (self.entries == value).all(0) & (value != 0)
+        return torch.where(constant, value.sign() * math.inf, z)
 
     def minibatch_means(self, batch: int, replicates: int = 1000, seed: int = 0) -> Tensor:
         """Return (replicates, C, R) means of minibatches of B examples drawn with replacement.
@@ -150,7 +167,9 @@ class HessianEntries:
         return flat.reshape(replicates, *self.entries.shape[1:])
 
     def bootstrap(self, batch: int, replicates: int = 1000, seed: int = 0) -> Tensor:
-        """Return (C, R) normalised means z_B by the bootstrap; NaN where they do not vary.
+        """Return (C, R) normalised means z_B by the bootstrap; NaN where they are 0 or one.
+
+        An entry that is the same in all examples and not 0 is +-inf, as in `normalised_means`.
 
         Raises:
             ValueError: `batch` below 1, or fewer than 2 replicates.
@@ -158,7 +177,8 @@ class HessianEntries:
         _at_least("replicates", replicates, 2)
         means = self.minibatch_means(batch, replicates, seed)
         sd = means.std(0)
-        return torch.where(sd > 0, means.mean(0) / sd, math.nan)
+        z = torch.where(sd > 0, means.mean(0) / sd, math.nan)
+        return self._with_constant(z, self.samples)
 
     def share_below(
         self,
@@ -169,6 +189,8 @@ class HessianEntries:
     ) -> float:
         """Return the share of the entries with |z_B| < threshold.
 
+        An entry that is the same in all examples and not 0 has z = +-inf: counted, not below.
+
         Args:
             threshold: the paper's is .15.
             batch: B, without which the threshold means nothing.
@@ -177,18 +199,19 @@ class HessianEntries:
             given_active: of z given active.
 
         Returns:
-            NaN when no z is defined.
+            NaN without an active example, and with `structural=False` when no z is defined (see
+            `reason`).
 
         Raises:
             ValueError: `batch` below 1.
         """
         z = self.normalised_means(batch, given_active)
         defined = ~z.isnan()
-        if not bool(defined.any()):
+        zeros = int(self.silent.sum()) if structural and len(self.entries) else 0
+        counted = int(defined.sum()) + zeros
+        if not counted:
             return math.nan
-        zeros = int(self.silent.sum()) if structural else 0
-        below = int((z[defined].abs() < threshold).sum())
-        return (below + zeros) / (int(defined.sum()) + zeros)
+        return (int((z[defined].abs() < threshold).sum()) + zeros) / counted
 
     def correlations(
         self,
@@ -203,15 +226,18 @@ class HessianEntries:
         Means of minibatches are sums of examples, so their correlations are the same as those of
         the examples: only noisier by the bootstrap. Over all examples the zeros of the inactive
         ones are values too; two entries whose means differ from 0 are then correlated by being
-        active together, which `given_active` leaves out.
+        active together, which `given_active` leaves out. Of E[i, j] and E[j, i], which are one
+        number, one is taken. What is significant is decided against random signs on each value: a
+        permutation would also take apart the magnitudes that all entries of an example share
+        (l'_n, |x_n|), and call these a correlation. See `correlation_test`.
 
         Args:
             entries: K at most, drawn from those that are not 0 in 10 examples or more; the same
                 seed prefers the same entries, so that matrices of two moments can be compared.
             given_active: over the active examples only.
-            permutations: of the null.
+            permutations: samples of each null.
             rate: false-discovery rate.
-            seed: of the choice and of the permutations.
+            seed: of the choice and of the nulls.
 
         Returns:
             NaN with the reason where there are fewer than two such entries.
@@ -220,7 +246,7 @@ class HessianEntries:
             ValueError: `entries` below 2, and what `correlation_test` raises.
         """
         _at_least("entries", entries, 2)
-        moving = ((self.entries != 0).sum(0) >= LEAST_NONZERO).flatten()
+        moving = ((self.entries != 0).sum(0) >= LEAST_NONZERO).flatten() & self._first_of_pair()
         generator = torch.Generator().manual_seed(seed)
         order = torch.randperm(moving.numel(), generator=generator)
         chosen = order[moving[order]][:entries].sort().values
@@ -235,6 +261,16 @@ class HessianEntries:
             test, self.columns[chosen // rows], self.rows[chosen % rows], given_active
         )
 
+    def _first_of_pair(self) -> Tensor:
+        """Return (C * R,) bool, the first of the entries with the same two parameters."""
+        rows, columns = len(self.rows), len(self.columns)
+        i, j = self.columns.repeat_interleave(rows), self.rows.repeat(columns)
+        pairs = torch.stack([torch.minimum(i, j), torch.maximum(i, j)])
+        _, of = pairs.unique(dim=1, return_inverse=True)
+        place = torch.arange(len(of))
+        first = torch.full_like(place, len(of)).scatter_reduce(0, of, place, "amin")
+        return first[of] == place
+
     def coupling_set_size(
         self, entries: int = 64, permutations: int = 100, rate: float = 0.05, seed: int = 0
     ) -> CouplingSetSize:
@@ -246,9 +282,9 @@ class HessianEntries:
 
         Args:
             entries: K at most.
-            permutations: of the null.
+            permutations: samples of each null.
             rate: false-discovery rate.
-            seed: of the choice and of the permutations.
+            seed: of the choice and of the nulls.
 
         Returns:
             NaN with the reason below 1000 active examples.
@@ -272,8 +308,9 @@ class HessianEntries:
 
         samples, active_share p, bound, structural_share and silent_share of the entries; the
         shares |z_1| < .15 of all entries, of those that are not silent, and of these given active;
-        of 64 entries the mean |r|, that of its null and the share of significant pairs, over all
-        examples and given active; coupling_set_size; products.
+        of 64 entries the mean |r|, that of shuffled examples (correlation_null) and of random signs
+        (correlation_sign_null), and the share of the pairs that are significant against the
+        latter, over all examples and given active; coupling_set_size; products.
 
         Args:
             seed: of the correlations.
@@ -293,9 +330,11 @@ class HessianEntries:
             "share_below_active": self.share_below(structural=False, given_active=True),
             "correlation": every.mean_abs,
             "correlation_null": every.null_mean_abs,
+            "correlation_sign_null": every.sign_null_mean_abs,
             "correlated_share": every.share,
             "correlation_active": given.mean_abs,
             "correlation_active_null": given.null_mean_abs,
+            "correlation_active_sign_null": given.sign_null_mean_abs,
             "correlated_share_active": given.share,
             "coupling_set_size": self.coupling_set_size(seed=seed).value,
             "products": float(self.products),

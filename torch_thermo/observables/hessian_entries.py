@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
 
 from torch_thermo.observables.entry_statistics import HessianEntries
@@ -23,10 +24,12 @@ _STORE_SHARE = 0.5
 # positive examples on which it is seen which entries can't be anything but 0: several, for a
 # max-pool lets through one cell of each
 _POSITIVE = 4
+# so many are drawn if no number is given, of a smaller net all
+_COLUMNS, _ROWS = 32, 128
 
 
 def hessian_entries(
-    risk: Risk, columns: Indices = 32, rows: Indices = 128, *, seed: int = 0
+    risk: Risk, columns: Indices | None = None, rows: Indices | None = None, *, seed: int = 0
 ) -> HessianEntries:
     r"""Measure entries of the functional Hessian of each example (Li, Figs. 6 and 7).
 
@@ -35,7 +38,9 @@ def hessian_entries(
     l' = 0 have none and are not differentiated. One product with a unit vector gives a column,
     of which the rows are kept; statistics of minibatches are then drawn from what is stored, with
     no product more. Where a loss weighs its examples E_n has the weight, so that the mean over all
-    examples is the entry of `FunctionalHessianOperator(risk)`.
+    examples is the entry of `FunctionalHessianOperator(risk)`. Examples of weight 0 (of torch's
+    cross entropy those whose targets are all ignored, or of a class of weight 0) are no examples:
+    they are left out.
 
     Examples are differentiated one by one, on a graph that all columns share. On a CPU that is no
     slower than torch.func's vmap over examples (1.2 against 1.4 ms a product on the 10-layer VGG,
@@ -46,13 +51,19 @@ def hessian_entries(
     weights of one layer (of a net without smooth activations), or weights whose units don't meet.
     These are found on copies of the weights that are random and positive, on random positive
     inputs: there every sum over paths has positive terms only and every ReLU is open, so that an
-    entry is exactly 0 if there is no path. An entry counts as structural if it is exactly 0 there
-    and in all examples measured.
+    entry is exactly 0 if there is no path. An `nn.Embedding` of the input gives the mean of its
+    rows there, as if each token stood at each place; whole numbers that reach no embedding
+    uncopied can't be drawn, and are the last batch's own, each place shuffled over its examples.
+    An entry counts as structural if it is exactly 0 there and in all examples measured. So the word
+    says too much of nets whose units are closed at positive weights and inputs (a ReLU of a
+    negated or a far lower value, a BatchNorm with a high running mean), and of tokens in no
+    embedding that the batch lacks: there an entry can be 0 in all that was looked at and have a
+    path.
 
     Args:
         risk: structured. With a process group the examples of all ranks count.
-        columns: flat indices of parameters, or how many to draw.
-        rows: the same; drawn apart from the columns.
+        columns: flat indices of parameters, or how many to draw; default 32, of a smaller net all.
+        rows: the same, default 128; drawn apart from the columns.
         seed: of the draws.
 
     Returns:
@@ -62,7 +73,9 @@ def hessian_entries(
         TypeError: `risk` is not a Risk, or is opaque; output or input is not a tensor with an
             example a row; the loss depends on parameters also past the output; an example's output
             depends on the others of its batch; indices that are not whole numbers.
-        ValueError: no index, or one outside the parameters; nothing depends on the parameters.
+        ValueError: no index, one outside the parameters or one twice; nothing depends on the
+            parameters.
+        RuntimeError: the model or the loss has no second derivatives in torch.
         MemoryError: the store would not fit.
         FloatingPointError: an entry is not finite.
     """
@@ -70,8 +83,10 @@ def hessian_entries(
         raise TypeError(f"risk must be a Risk, got {type(risk).__name__}")
     risk.require_structure(_WHAT)
     generator = torch.Generator().manual_seed(seed)
-    i = _indices("columns", columns, risk.numel, generator)
-    j = _indices("rows", rows, risk.numel, generator)
+    numel = risk.numel
+    columns = min(_COLUMNS, numel) if columns is None else columns
+    i = _indices("columns", columns, numel, generator)
+    j = _indices("rows", min(_ROWS, numel) if rows is None else rows, numel, generator)
     chosen = _Chosen(i, j, _places(risk, i), _places(risk, j))
     stored: list[_Part] = []
 
@@ -81,7 +96,7 @@ def hessian_entries(
         stored.append(part)
         return torch.zeros(1), part.weight
 
-    with risk.measuring():
+    with risk.measuring(), _second_derivatives():
         # the reduction carries a failing rank's status to the others
         risk.average(local)
     part = _gathered(risk, stored[0])
@@ -114,7 +129,7 @@ class _Chosen(NamedTuple):
 
 class _Part(NamedTuple):
     entries: Tensor  # (active, C, R), times the weight of the example
-    active: Tensor  # (samples,) bool
+    active: Tensor  # (samples,) bool, of the examples of a weight above 0
     weight: float
     impossible: Tensor  # (C, R) bool, no path on positive weights
     products: int
@@ -125,7 +140,11 @@ def _of_batches(risk: Risk, chosen: _Chosen, seed: int) -> _Part:
     found: list[Tensor] = []
     active: list[Tensor] = []
     weight = 0.0
+    impossible = torch.ones(len(chosen.columns), len(chosen.rows), dtype=torch.bool)
+    last = None
     for batch in risk.batches():
+        if not batch_size(batch):
+            continue
         part = _checked(linearised(risk, batch), batch)
         weight += part.weight
         moving = torch.zeros(batch_size(batch), dtype=torch.bool)
@@ -138,12 +157,39 @@ def _of_batches(risk: Risk, chosen: _Chosen, seed: int) -> _Part:
                 gradient = risk.differentiate((part.slope[index] * alone).sum(), create_graph=True)
                 entries = _columns(gradient, tuple(risk.parameters.values()), chosen)
                 found.append(part.weight * entries)
-        active.append(moving)
-    impossible = _impossible(risk, batch[0], chosen, seed)
+        active.append(moving[_counted(risk, part, batch, moving)])
+        last = batch
+    if last is not None:
+        impossible = _impossible(risk, last[0], chosen, seed)
     shape = (0, *impossible.shape)
     stored = torch.stack(found) if found else torch.zeros(shape, dtype=torch.float64)
     products = (len(found) + _POSITIVE) * len(chosen.columns)
-    return _Part(stored, torch.cat(active), weight, impossible, products)
+    every = torch.cat(active) if active else torch.zeros(0, dtype=torch.bool)
+    return _Part(stored, every, weight, impossible, products)
+
+
+def _counted(risk: Risk, part: Linearised, batch: Any, moving: Tensor) -> Tensor:
+    """Return which examples of a batch have a weight, (samples,) bool."""
+    counted = torch.ones_like(moving)
+    if not part.weight:
+        return counted.logical_not_()
+    if not isinstance(risk.loss_fn, nn.CrossEntropyLoss | nn.NLLLoss) or part.output is None:
+        return counted  # other losses weigh all examples alike, see `Risk.loss_of`
+    for index in (~moving).nonzero()[:, 0].tolist():
+        alone = slice(index, index + 1)
+        counted[index] = risk.loss_of(part.output[alone], batch[1][alone], 1).weight > 0
+    return counted
+
+
+@contextmanager
+def _second_derivatives() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error)
+        if "is not implemented" not in text and "differentiate twice" not in text:
+            raise
+        raise RuntimeError(f"the model or loss has no second derivatives ({text})") from error
 
 
 def _checked(part: Linearised | None, batch: Any) -> Linearised:
@@ -245,7 +291,11 @@ def _impossible(risk: Risk, inputs: Tensor, chosen: _Chosen, seed: int) -> Tenso
         example = inputs[index % len(inputs)][None]
         if example.is_floating_point():
             example = (0.5 + torch.rand(example.shape, generator=generator)).to(example)
-        output = _answer(risk, lambda x: functional_call(risk.model, weights, (x,)), example)
+        elif not example.is_complex():
+            drawn = torch.randint(len(inputs), example.shape, generator=generator)
+            example = inputs.gather(0, drawn.to(inputs.device))
+        with _every_token(risk.model, example):
+            output = _answer(risk, lambda x: functional_call(risk.model, weights, (x,)), example)
         slope = 0.5 + torch.rand(output.shape, generator=generator)
         scalar = (slope.to(output) * output).sum()
         if scalar.requires_grad:
@@ -254,6 +304,26 @@ def _impossible(risk: Risk, inputs: Tensor, chosen: _Chosen, seed: int) -> Tenso
             )
             zero &= _columns(gradient, measured, chosen) == 0
     return zero
+
+
+@contextmanager
+def _every_token(model: nn.Module, example: Tensor) -> Iterator[None]:
+    """Make embeddings of the input give the mean of their rows: every token at every place."""
+    storage = example.untyped_storage().data_ptr()
+
+    def mean(module: nn.Embedding, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        if not args or args[0].untyped_storage().data_ptr() != storage:
+            return output  # of positions, say
+        rows = torch.arange(module.num_embeddings, device=output.device)
+        # the row of padding is a constant
+        rows = rows[rows != module.padding_idx] if module.padding_idx is not None else rows
+        return module.weight[rows].mean(0).expand_as(output)
+
+    with ExitStack() as stack:
+        for module in model.modules():
+            if isinstance(module, nn.Embedding):
+                stack.enter_context(module.register_forward_hook(mean))
+        yield
 
 
 def _indices(name: str, wanted: Indices, numel: int, generator: torch.Generator) -> Tensor:
@@ -271,6 +341,10 @@ def _indices(name: str, wanted: Indices, numel: int, generator: torch.Generator)
     if bool(((indices < 0) | (indices >= numel)).any()):
         bad = int(indices[(indices < 0) | (indices >= numel)][0])
         raise ValueError(f"{name} must lie between 0 and {numel - 1}, got {bad}")
+    distinct, counts = indices.unique(return_counts=True)
+    if len(distinct) < len(indices):
+        twice = int(distinct[counts > 1][0])
+        raise ValueError(f"{name} must not repeat an index, got {twice} more than once")
     return indices.cpu().long()
 
 

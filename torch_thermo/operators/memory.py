@@ -35,7 +35,8 @@ def graph_bytes(tensors: Iterable[Tensor]) -> int:
     they would be there without the graph.
     """
     tensors = list(tensors)
-    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+    held = [part for t in tensors for part in _dense_parts(t)]
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in held}
     seen = set()
     stack = [t.grad_fn for t in tensors if t.grad_fn is not None]
     while stack:
@@ -44,8 +45,8 @@ def graph_bytes(tensors: Iterable[Tensor]) -> int:
             continue
         seen.add(node)
         for saved in _saved(node):
-            storage = saved.untyped_storage()
-            storages[storage.data_ptr()] = storage.nbytes()
+            for part in _dense_parts(saved):
+                storages[part.untyped_storage().data_ptr()] = part.untyped_storage().nbytes()
         stack.extend(following for following, _ in node.next_functions if following is not None)
     return sum(storages.values())
 
@@ -53,6 +54,14 @@ def graph_bytes(tensors: Iterable[Tensor]) -> int:
 def gib(count: float) -> str:
     """Format a number of bytes for an error message."""
     return f"{count / 2**30:.2f} GiB"
+
+
+def _dense_parts(tensor: Tensor) -> tuple[Tensor, ...]:
+    """Return the tensors with a storage: of a sparse one (a gradient of an embedding) its parts."""
+    if tensor.layout == torch.sparse_coo:
+        return tensor._indices(), tensor._values()
+    # of other layouts it is not known where they lie
+    return (tensor,) if tensor.layout == torch.strided else ()
 
 
 def _saved(node: torch.autograd.graph.Node) -> Iterable[Tensor]:
