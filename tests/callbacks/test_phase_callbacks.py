@@ -108,6 +108,33 @@ def test_the_last_phase_outlives_a_checkpoint():
     assert other.memory() == {"name": ""}
 
 
+def test_the_last_phase_outlives_a_real_resume(tmp_path):
+    """It was plastic before the checkpoint, and is frustrated at once after it."""
+
+    class Killed(ReLUNet):
+        def on_train_start(self):
+            if self.current_epoch:
+                self.net[3].weight.data.zero_()
+                self.net[0].weight.data.zero_()
+
+    def fit(callback, epochs, checkpoint=None):
+        trainer = make_trainer(tmp_path, callback, max_epochs=epochs)
+        with notices() as texts:
+            trainer.fit(Killed(momentum=0.0), loader(shuffle=False), ckpt_path=checkpoint)
+        return trainer, [text for text in texts if "the net is frustrated at step" in text]
+
+    first = Phase(Every(steps=1), probe=24, steps=15)
+    trainer, told = fit(first, 1)
+    assert first.history["phase"][-1]["code"] == 1.0
+    assert not told
+    trainer.save_checkpoint(tmp_path / "saved.ckpt")
+    again = Phase(Every(steps=1), probe=24, steps=15)
+    _, told = fit(again, 2, tmp_path / "saved.ckpt")
+    assert {row["code"] for row in again.history["phase"]} == {2.0}
+    assert len(told) == 1
+    assert "plastic before" in told[0]
+
+
 def test_the_text_is_shown_beside_the_card(tmp_path):
     bundle = Thermometer(callbacks=[Phase(**SMALL), Assumptions(**CHEAP)], probe=24)
     make_trainer(tmp_path, bundle, logger=tensorboard(tmp_path)).fit(ReLUNet(), loader())

@@ -170,8 +170,70 @@ class TestIdentities:
         assert found["own_blocks"].holds is False
         assert found["functional_blocks"].holds is None
 
+    def test_parameters_that_the_output_does_not_use_are_no_layers(self):
+        class Unused(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.net = NETS["ReLU, 2 layers"]()
+                self.spare = nn.Linear(3, 3)
+
+            def forward(self, x):
+                return self.net(x)
+
+        plain = risk_of("ReLU, 2 layers")
+        model = Unused()
+        model.net = plain.model
+        model.spare.double()
+        found, degree, _ = measure_identities(Risk(model, hinge, batches()), None, 0)
+        assert degree == 2
+        for name in ("layer_balance", "mirror_spectrum"):
+            assert found[name].holds, found[name]
+
+    def test_empty_batches_add_nothing(self):
+        risk = risk_of("ReLU")
+        data = list(risk.batches())
+        empty = (data[0][0][:0], data[0][1][:0])
+        whole, degree, active = measure_identities(risk, None, 0)
+        found = measure_identities(Risk(risk.model, hinge, [*data, empty]), None, 0)
+        assert found[1:] == (degree, active)
+        assert {n: r.holds for n, r in found[0].items()} == {n: r.holds for n, r in whole.items()}
+
+    def test_a_net_that_is_linear_in_its_weights(self):
+        risk = Risk(filled(nn.Sequential(nn.Flatten(), nn.Linear(16, 1))), hinge, batches())
+        found, _, _ = measure_identities(risk, None, 0)
+        assert "the output is linear in the weights" in found["functional_trace"].reason
+        assumptions = check_assumptions(risk, paths=0, columns=0)
+        assert "the output is linear in the weights" in assumptions.reasons["spectrum"]
+
 
 class TestAssumptions:
+    @pytest.mark.parametrize("state", ["solved", "dead"])
+    def test_why_there_are_no_layers(self, state):
+        """Of a net without a gradient it is not said that it is not homogeneous."""
+        risk = risk_of("ReLU")
+        if state == "dead":
+            risk.model[1].weight.data.zero_()
+        else:
+            risk = Risk(risk.model, lambda o, t: 0 * hinge(o, t), list(risk.batches()))
+        found = check_assumptions(risk, paths=0, columns=0)
+        assert math.isnan(found.layers)
+        assert found.reasons["layers"].startswith("the gradient is 0: no example has a slope")
+
+    def test_a_loss_without_second_derivatives(self):
+        model = filled(nn.Sequential(*list(mlp())[:-1], nn.Linear(6, 3, bias=False)))
+        data = [(x, torch.arange(len(x)) % 3) for x, _ in batches()]
+        found = check_assumptions(Risk(model, nn.MultiMarginLoss(), data), columns=2, rows=3)
+        assert list(found.identities) == list(LAWS)
+        for row in found.identities.values():
+            assert row.holds is None
+            assert row.reason.startswith("the model or its loss has no second derivatives (")
+        assert math.isnan(found.layers)
+        assert math.isnan(found.active)
+        for name in ("layers", "spectrum", "entries"):
+            assert found.reasons[name].startswith("the model or its loss has no second")
+        assert found.assembly["weights_w_sym"] > 0
+        assert found.markdown().count("no second derivatives") == len(LAWS)
+
     def test_of_its_parts(self):
         risk = risk_of("max-pool")
         found = check_assumptions(risk, seed=3, paths=50, columns=5, rows=7)
@@ -255,10 +317,14 @@ class TestAssumptions:
         ({"columns": -1}, "columns must be at least 0, got -1"),
         ({"rows": -2}, "rows must be at least 0, got -2"),
         ({"steps": 0}, "steps must be at least 1, got 0"),
+        ({"layers": 2.5}, "layers must be a whole number, got 2.5"),
+        ({"layers": "2"}, "layers must be a whole number, got '2'"),
+        ({"paths": 1.5}, "paths must be a whole number, got 1.5"),
+        ({"columns": True}, "columns must be a whole number, got True"),
     ],
 )
 def test_bad_arguments(arguments, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(TypeError if "whole" in message else ValueError, match=message):
         check_assumptions(risk_of("ReLU"), **arguments)
 
 
@@ -274,3 +340,20 @@ def test_a_kink_made_smooth_is_seen():
     assert found["own_blocks"].holds is False
     assert found["homogeneity"].holds is False
     assert F.softplus(torch.tensor(0.1), beta=50.0) == pytest.approx(0.1, abs=2e-4)
+
+
+@pytest.mark.parametrize("active", [0, 1, 5])
+def test_diversity_says_why_it_is_undefined(active):
+    """Few active examples: no correlation, no spread given active; the numbers have reasons."""
+    model, x = filled(mlp(nn.ReLU)), randn(30, 16)
+    y = torch.full((30, 1), -1e6, dtype=torch.float64)
+    y[:active] = 1e6
+
+    def loss_fn(output, target):
+        return (output + target).clamp(min=0).mean()
+
+    found = check_assumptions(Risk(model, loss_fn, [(x, y)]), paths=0)
+    undefined = [name for name, value in found.diversity.items() if math.isnan(value)]
+    assert len(undefined) >= 4
+    for name in undefined:
+        assert found.reasons.get(name) or found.reasons.get("entries"), name

@@ -24,6 +24,7 @@ NAMES = {
     "odd_3",
     "odd_3_stderr",
     "zero_output_share",
+    "dead_share",
 }
 
 
@@ -242,7 +243,67 @@ def evidence(**changes: float) -> dict[str, float]:
         "odd_3": 0.05,
         "odd_3_stderr": 0.02,
         "zero_output_share": 0.0,
+        "dead_share": 0.0,
     } | changes
+
+
+def dead_with_biases(bias: float, loss, more: float = 0.0) -> Risk:
+    """Its output is the last bias, whatever the input."""
+    model = nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 1)).double()
+    for p in model.parameters():
+        p.data.fill_(-1.0)
+    model[0].weight.data.zero_()
+    model[2].bias.data.fill_(bias)
+    return Risk(model, loss, batches(randn(256, 5), (randn(256, seed=1) + more).sign(), 32))
+
+
+class TestDeadShare:
+    @pytest.mark.parametrize("bias", [0.0, 0.3])
+    @pytest.mark.parametrize("loss", [hinge, logistic])
+    def test_only_the_output_bias_moves(self, bias, loss):
+        found = phase(dead_with_biases(bias, loss))
+        assert found.evidence["dead_share"] == 1.0
+        assert found.evidence["zero_output_share"] == float(bias == 0)
+        constant = "the output does not depend on the input" in found.reason
+        assert constant or "the output is 0 on 100.0%" in found.reason
+        assert constant or bias == 0
+        assert found.reason.endswith("are dead, and only 2.bias has a gradient")
+
+    @pytest.mark.parametrize("bias", [0.0, 0.3])
+    def test_undecided_says_it_too(self, bias):
+        """More labels of one sign: the bias is pushed."""
+        found = phase(dead_with_biases(bias, hinge, more=0.5))
+        assert found.name == "undecided"
+        assert "on 100.0% of the examples the output does not depend on the input" in found.reason
+        assert found.reason.endswith("are dead, and only 2.bias has a gradient")
+
+    def test_share(self):
+        risk = dead_with_biases(0.3, hinge)
+        risk.model[0].weight.data[:, 0] = 1.0  # on where x_0 > 1
+        x = torch.cat([batch for batch, _ in risk.batches()])
+        share = float((x[:, 0] <= 1).double().mean())
+        found = phase(risk)
+        assert 0.5 < share < 1
+        assert found.evidence["dead_share"] == pytest.approx(share)
+        assert f"on {share:.1%} of the examples the output does not depend" in found.reason
+        assert "all units" not in found.reason
+
+    def test_of_tokens_it_is_not_known(self):
+        model = nn.Sequential(nn.EmbeddingBag(9, 4), nn.ReLU(), nn.Linear(4, 1)).double()
+        x = torch.randint(9, (24, 3), generator=torch.Generator().manual_seed(0))
+        found = phase(Risk(model, hinge, batches(x, randn(24).sign())))
+        assert math.isnan(found.evidence["dead_share"])
+        assert found.evidence["zero_output_share"] == 0
+
+    def test_a_model_that_writes_on_its_input(self):
+        risk = fresh()
+        model = nn.Sequential(nn.ReLU(inplace=True), risk.model)
+        data = [(x.clone(), y) for x, y in risk.batches()]
+        assert phase(Risk(model, hinge, data)).evidence["dead_share"] < 0.2
+
+    def test_an_alive_net_and_a_linear_one(self):
+        assert phase(fresh()).evidence["dead_share"] == 0
+        assert phase(least_squares()).evidence["dead_share"] == 0
 
 
 class TestThresholds:
@@ -302,10 +363,12 @@ class TestThresholds:
         ("odd", "stderr", "name", "words"),
         [
             (0.0, 0.0, "plastic", "is symmetric"),
-            (0.24, 0.005, "plastic", "is symmetric"),
+            (0.24, 0.0049, "plastic", "is symmetric"),
+            (0.24, 0.0051, "undecided", "is symmetric is open"),
             (0.24, 0.02, "undecided", "is symmetric is open"),
             (0.26, 0.02, "undecided", "is symmetric is open"),
-            (0.26, 0.005, "undecided", "is not symmetric"),
+            (0.26, 0.0051, "undecided", "is symmetric is open"),
+            (0.26, 0.0049, "undecided", "is not symmetric"),
             (LARGEST_ODD, 0.0, "undecided", "is not symmetric"),
             (0.9, 0.1, "undecided", "is not symmetric"),
         ],
@@ -445,7 +508,10 @@ class TestUndecided:
         model = nn.Linear(6, 1, bias=False).double()
         found = phase(Risk(model, nn.MSELoss(), batches(x, x.sum(1, keepdim=True) + 1)))
         assert found.name == "undecided"
-        assert re.search("odd_3 is not known: the functional part is zero", found.reason)
+        assert found.reason.endswith(
+            "odd_3 is not known: the functional part is zero: no example is active, or the output "
+            "is linear in the weights"
+        )
 
     def test_not_finite(self):
         risk = fresh()
@@ -465,11 +531,26 @@ class TestUndecided:
         ({"steps": 0}, "steps must be at least 1, got 0"),
         ({"probes": 0}, "probes must be at least 1, got 0"),
         ({"groups": 0}, "groups must be at least 1, got 0"),
+        ({"groups": 2.5}, "groups must be a whole number, got 2.5"),
+        ({"steps": 2.5}, "steps must be a whole number, got 2.5"),
+        ({"probes": True}, "probes must be a whole number, got True"),
+        ({"tolerance": "a"}, "tolerance must be a number, got 'a'"),
     ],
 )
 def test_bad_arguments(arguments, message):
-    with pytest.raises(ValueError, match=re.escape(message)):
+    kind = TypeError if "a whole" in message or "a number" in message else ValueError
+    with pytest.raises(kind, match=re.escape(message)):
         phase(fresh(), **arguments)
+
+
+@pytest.mark.parametrize("loss", [hinge, logistic])
+def test_an_empty_batch_adds_nothing(loss):
+    risk = fresh(loss)
+    data = list(risk.batches())
+    whole = phase(risk).evidence
+    found = phase(Risk(risk.model, loss, [*data, (data[0][0][:0], data[0][1][:0])])).evidence
+    for name in ("risk", "order_parameter", "lambda_min", "odd_3", "dead_share"):
+        assert found[name] == pytest.approx(whole[name])
 
 
 def test_a_model_is_no_risk():

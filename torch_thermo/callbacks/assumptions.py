@@ -85,7 +85,6 @@ class Assumptions(ThermoCallback):
 
         Raises:
             FloatingPointError: the gradient is not finite.
-            RuntimeError: the model has no second derivatives.
             MemoryError: the Lanczos basis or the entries would not fit.
         """
         found = check_assumptions(

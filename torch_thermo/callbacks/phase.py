@@ -11,7 +11,7 @@ from torch_thermo.callbacks.base import ThermoCallback
 from torch_thermo.callbacks.moment import Measurement, Moment
 from torch_thermo.callbacks.probe import EXAMPLES, Source
 from torch_thermo.callbacks.schedule import Log, Schedule, whole
-from torch_thermo.observables.phase import phase
+from torch_thermo.observables.phase import check_tolerance, phase
 from torch_thermo.risk import Closure, LossFn
 
 
@@ -21,10 +21,10 @@ class Phase(ThermoCallback):
     Stored as `phase`: code (0 solved, 1 plastic, 2 frustrated, NaN undecided), and what it was
     decided by: risk, tolerance, order_parameter with order_parameter_stderr,
     order_parameter_unbiased and order_parameter_incoherent, lambda_min with lambda_min_residual and
-    lambda_min_bound, lambda_max, odd_3 with odd_3_stderr, zero_output_share; NaN where a number is
-    not defined. The name with its reason is stored as the array `text`, and shown on TensorBoard's
-    text tab; a change from one phase to another is told once. What is decided is of the probe's
-    examples: with a probe of all training examples, of the training.
+    lambda_min_bound, lambda_max, odd_3 with odd_3_stderr, zero_output_share, dead_share; NaN where
+    a number is not defined. The name with its reason is stored as the array `text`, and shown on
+    TensorBoard's text tab; a change from one phase to another is told once. What is decided is of
+    the probe's examples: with a probe of all training examples, of the training.
 
     Not in the plan of `Thermometer()`: add it by
     `Thermometer(callbacks=[*default_plan(), Phase()])`.
@@ -105,11 +105,3 @@ class Phase(ThermoCallback):
     def recall(self, memory: Mapping[str, Any]) -> None:
         """Go on from a checkpoint's phase."""
         self._name = memory.get("name", "")
-
-
-def check_tolerance(tolerance: object) -> None:
-    """Raise if a risk's tolerance is no number of at least 0."""
-    if isinstance(tolerance, bool) or not isinstance(tolerance, int | float):
-        raise TypeError(f"tolerance must be a number, got {tolerance!r}")
-    if not 0 <= tolerance < float("inf"):
-        raise ValueError(f"tolerance must be finite and at least 0, got {tolerance}")

@@ -117,7 +117,8 @@ CARDS: dict[str, Card] = {
         "loss it is all of H.",
         healthy="Symmetric about 0 for a ReLU net with any loss: `trace` near 0 and |`odd3`| "
         "small (deep nets keep one below .2). tanh and GELU nets need not be.",
-        floor="the standard errors `..._stderr`; `odd3` counts as 0 below .25 with its error.",
+        floor="the standard errors `..._stderr`; a spectrum counts as symmetric where |`odd3`| "
+        "is below .25 by two errors.",
         source=f"{LI}, Figs. 6 and 8a.",
     ),
     "gauss_newton_density": Card(
@@ -141,8 +142,10 @@ CARDS: dict[str, Card] = {
         "them correlated. As the share p of active examples falls, all |z_1| fall with it whatever "
         "the net has learned: believe a rise of `share_below` only if `share_below_active` rises "
         "too.",
-        floor="`bound` = sqrt(p / (1 - p)), which no |z_1| exceeds; `correlation_null`, the mean "
-        "|r| of shuffled examples, which grows as they get fewer. `structural_share` of the "
+        floor="`bound` = sqrt(p / (1 - p)), which no |z_1| exceeds; `correlation_sign_null`, the "
+        "mean |r| of the same magnitudes with random signs, which grows as examples get fewer "
+        "(`correlation_null`, of shuffled examples, is lower where magnitudes go together: that "
+        "is no correlation). `structural_share` of the "
         "entries are 0 because no path passes both weights. With few active examples chance alone "
         "gives z of 1 / sqrt(n).",
         source=f"{LI}, Figs. 6 and 7.",
@@ -153,13 +156,14 @@ CARDS: dict[str, Card] = {
         "solved (the risk R within `tolerance` of 0), 1 plastic (R above it, the order parameter "
         "||grad R||^2 above 0, `lambda_min` of the Hessian below 0, the functional part's spectrum "
         "symmetric), 2 frustrated (R above it, the order parameter 0); no point: undecided.",
-        healthy="Plastic from the start until it is solved. Frustrated with `zero_output_share` "
-        "near 1 means that all units of a layer are dead; with a `lambda_min` of 0 the net sits in "
+        healthy="Plastic from the start until it is solved. A `zero_output_share` or, in "
+        "nets with biases, a `dead_share` near 1 means that all units of a layer are dead; "
+        "frustrated with a `lambda_min` of 0 the net sits in "
         "a minimum.",
         floor="`order_parameter_stderr` and `order_parameter_incoherent`, what orthogonal "
         "gradients of the micro-batches would give: within 3 errors and below a tenth of that it "
         "is 0. `lambda_min_bound`: a `lambda_min` within it has no sign. `odd_3_stderr`: symmetric "
-        "is |`odd_3`| below .25 with its error.",
+        "is |`odd_3`| below .25 by two errors.",
         source=f"{LI}, Figs. 4b and 8.",
     ),
     "assumptions": Card(
@@ -169,9 +173,11 @@ CARDS: dict[str, Card] = {
         "how symmetric `weights_...`, `gradient_...`, `circuits_...` and the functional part's "
         "spectrum (`spectrum_odd_3`) are. Of diversity: `entries_share_below`, the share of "
         "Hessian entries with a normalised mean below .15, and how they are correlated.",
-        healthy="What holds at the start holds throughout: it is a theorem of the architecture. "
-        "Biases and BatchNorm break the homogeneity and keep the trace at 0; tanh and GELU break "
-        "all. The assumptions are of degree, and the paper expects both to last.",
+        healthy="What the table expects of this architecture holds throughout: it is a theorem. "
+        "Another row may hold by accident for a while, as homogeneity in 2 layers with biases "
+        "while the loss's slopes sum to 0. Biases and BatchNorm break the homogeneity and keep the "
+        "trace at 0; tanh and GELU break all. The assumptions are of degree, and the paper expects "
+        "both to last.",
         floor="`..._w_sym_null` for each `..._w_sym`, `spectrum_odd_3_stderr`, `entries_bound` "
         "(which makes the share rise as examples become inactive, whatever the entries are), "
         "`entries_share_below_active` and `entries_correlation_null`. " + _DEPENDENT,

@@ -114,7 +114,7 @@ _CHARTS: tuple[tuple[str, str, str, Curves], ...] = (
         _HESSIAN,
         "mean |r| between Hessian entries of the active examples, and its null",
         "Multiline",
-        _of("hessian_entries", "correlation_active", "correlation_active_null"),
+        _of("hessian_entries", "correlation_active", "correlation_active_sign_null"),
     ),
     (
         _PROPAGATOR,
@@ -219,7 +219,7 @@ _CHARTS: tuple[tuple[str, str, str, Curves], ...] = (
         _PHASE,
         "lambda_min of the Hessian, and the share of outputs that are 0",
         "Multiline",
-        _of("phase", "lambda_min", "zero_output_share"),
+        _of("phase", "lambda_min", "zero_output_share", "dead_share"),
     ),
     (
         _PHASE,

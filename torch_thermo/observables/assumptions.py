@@ -13,7 +13,7 @@ from torch_thermo.network import Network, UnreadableNetworkError
 from torch_thermo.observables.circuits import sample_circuits
 from torch_thermo.observables.hessian_entries import hessian_entries
 from torch_thermo.observables.hessian_spectrum import hessian_spectrum
-from torch_thermo.observables.identities import Identity, measure_identities
+from torch_thermo.observables.identities import LAWS, Identity, measure_identities
 from torch_thermo.risk import Risk
 from torch_thermo.symmetry import symmetry_test
 
@@ -40,7 +40,9 @@ class Assumptions:
 
     Attributes:
         identities: {name: Identity}, those of `identities.LAWS`.
-        layers: L, the degree of the output in the weights; NaN where it has none.
+        layers: L, the degree of the output in the weights; NaN where it has none. It is measured
+            on R, of which `F theta = (L-1) grad R` can hold by accident: of a net of 2 layers with
+            biases it does while the slopes dloss/doutput of the examples sum to 0.
         active: share of the examples with a slope dloss/doutput; NaN of an opaque risk.
         assembly: how symmetric weights, gradient, circuits and the spectrum of F are:
             {weights, gradient, circuits}_{sign_balance, odd_moment, w_sym, w_sym_null}, and
@@ -124,24 +126,26 @@ def check_assumptions(
         rows: entries kept of each column.
 
     Raises:
-        TypeError: `risk` is not a Risk.
+        TypeError: `risk` is not a Risk; numbers that are not whole.
         ValueError: layers below 1, a number below 0, a loss without a gradient.
         FloatingPointError: the gradient is not finite.
-        RuntimeError: the model has no second derivatives.
         MemoryError: the Lanczos basis or the entries would not fit.
     """
     if not isinstance(risk, Risk):
         raise TypeError(f"risk must be a Risk, got {type(risk).__name__}")
-    if layers is not None and layers < 1:
-        raise ValueError(f"layers must be at least 1, got {layers}")
-    for name, number in (("paths", paths), ("columns", columns), ("rows", rows)):
-        if number < 0:
-            raise ValueError(f"{name} must be at least 0, got {number}")
+    numbers = {"paths": (paths, 0), "columns": (columns, 0), "rows": (rows, 0)}
+    if layers is not None:
+        numbers["layers"] = (layers, 1)
+    for name, (number, least) in numbers.items():
+        if isinstance(number, bool) or not hasattr(number, "__index__"):
+            raise TypeError(f"{name} must be a whole number, got {number!r}")
+        if number < least:
+            raise ValueError(f"{name} must be at least {least}, got {number}")
     with risk.frozen():
         gradient = risk.gradient()
         if not bool(torch.isfinite(gradient).all()):
             raise FloatingPointError("the gradient is not finite: weights or loss hold NaN")
-        identities, degree, active = measure_identities(risk, layers, seed)
+        identities, degree, active = _identities(risk, layers, seed)
     reasons: dict[str, str] = {}
     weights = risk.flatten(risk.parameters.values())
     assembly = _symmetry("weights", weights, seed, reasons)
@@ -153,8 +157,43 @@ def check_assumptions(
     homogeneous = identities["functional_homogeneity"].holds or identities["homogeneity"].holds
     if layers is None and not homogeneous:
         degree = _NAN
-        reasons["layers"] = "the output is not homogeneous in the weights"
+        reasons["layers"] = (
+            identities["homogeneity"].reason or "the output is not homogeneous in the weights"
+        )
     return Assumptions(identities, degree, active, assembly, diversity, reasons)
+
+
+def _identities(
+    risk: Risk, layers: int | None, seed: int
+) -> tuple[dict[str, Identity], float, float]:
+    """Return `measure_identities`, all NaN with a reason without second derivatives."""
+    try:
+        return measure_identities(risk, layers, seed)
+    except RuntimeError as error:
+        reason = _no_second(error)
+    single = risk.dtype != torch.float64
+    rows = {
+        name: Identity(
+            name,
+            law.statement,
+            None,
+            _NAN,
+            law.single if single else law.double,
+            law.expected_for,
+            reason,
+        )
+        for name, law in LAWS.items()
+    }
+    return rows, _NAN if layers is None else float(layers), _NAN
+
+
+def _no_second(error: RuntimeError) -> str:
+    """Return that there are no second derivatives as a reason; raise where memory is why."""
+    if isinstance(error, torch.OutOfMemoryError):
+        raise error
+    text = str(error).splitlines()[0]
+    known = "no second derivatives" in text  # as `hessian_entries` says it
+    return text if known else f"the model or its loss has no second derivatives ({text})"
 
 
 def _symmetry(what: str, values: Tensor, seed: int, reasons: dict[str, str]) -> dict[str, float]:
@@ -201,11 +240,13 @@ def _spectrum(
 ) -> dict[str, float]:
     try:
         odd = hessian_spectrum(risk, "functional", steps, probes, seed).odd_moments[3]
-    except TypeError as error:
-        reasons["spectrum"] = str(error)
+    except (TypeError, RuntimeError) as error:
+        reasons["spectrum"] = _no_second(error) if isinstance(error, RuntimeError) else str(error)
         return {"spectrum_odd_3": _NAN, "spectrum_odd_3_stderr": _NAN}
     if math.isnan(odd.value):
-        reasons["spectrum"] = "F is 0: no example has a slope, or all units rest"
+        reasons["spectrum"] = (
+            "F is 0: no example has a slope, the output is linear in the weights, or all units rest"
+        )
     return {"spectrum_odd_3": odd.value, "spectrum_odd_3_stderr": odd.stderr}
 
 
@@ -217,12 +258,18 @@ def _diversity(
     n = risk.numel
     try:
         entries = hessian_entries(risk, min(columns, n), min(rows, n), seed=seed)
-    except TypeError as error:
-        reasons["entries"] = str(error)
+    except (TypeError, RuntimeError) as error:
+        reasons["entries"] = _no_second(error) if isinstance(error, RuntimeError) else str(error)
         return dict.fromkeys((f"entries_{name}" for name in _ENTRIES), _NAN)
     if entries.reason:
         reasons["entries"] = entries.reason
-    summary = entries.summary(seed)
+    every = entries.correlations(seed=seed)
+    if every.test.reason:
+        named = ("correlation", "correlation_null", "correlated_share")
+        reasons |= {f"entries_{name}": every.test.reason for name in named}
+    summary = entries.summary(seed, every)
+    if math.isnan(summary["share_below_active"]) and not entries.reason:
+        reasons["entries_share_below_active"] = "one active example has no spread"
     if math.isnan(summary["coupling_set_size"]):
         reasons["entries_coupling_set_size"] = entries.coupling_set_size(seed=seed).reason
     return {f"entries_{name}": summary[name] for name in _ENTRIES}

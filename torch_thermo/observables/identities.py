@@ -31,6 +31,10 @@ _MULTILINEAR = (
 )
 _HOMOGENEOUS = "bias-free piecewise-linear chains"
 _ANY = "any model"
+_ZERO = (
+    "the matrix is 0: no example has a slope, the output is linear in the weights, or all units "
+    "rest"
+)
 
 
 class _Law(NamedTuple):
@@ -132,8 +136,14 @@ def measure_identities(
     degree = _degree(part or whole, gradient) if layers is None else float(layers)
     found.blocks("own_blocks", "trace", whole)
     found.homogeneity("homogeneity", whole, gradient, degree)
-    found.add("layer_balance", *_balance(risk, theta.double().cpu(), gradient, structure))
-    found.add("mirror_spectrum", *_mirror(risk))
+    # parameters that the output does not use are no layers of it
+    used = [
+        name
+        for name, block in risk.blocks.items()
+        if bool((gradient[block] != 0).any() or ((part or whole).product[block] != 0).any())
+    ]
+    found.add("layer_balance", *_balance(risk, used, theta.double().cpu(), gradient, structure))
+    found.add("mirror_spectrum", *_mirror(risk, used))
     if part is None or structure is None:
         for name in ("functional_blocks", "functional_trace", "functional_homogeneity"):
             found.add(name, _NAN, why)
@@ -181,7 +191,7 @@ class _Found:
         )
 
     def blocks(self, own: str, trace: str, sweep: _Sweep) -> None:
-        reason = "" if sweep.norm else "the matrix is 0: no example has a slope, or all units rest"
+        reason = "" if sweep.norm else _ZERO
         self.add(own, _ratio(sweep.own, sweep.largest), reason)
         self.add(trace, _ratio(abs(sweep.trace), sweep.norm), reason)
 
@@ -256,23 +266,26 @@ def _degree(sweep: _Sweep, gradient: Tensor) -> float:
 
 
 def _balance(
-    risk: Risk, theta: Tensor, gradient: Tensor, structure: _Structure | None
+    risk: Risk, used: list[str], theta: Tensor, gradient: Tensor, structure: _Structure | None
 ) -> tuple[float, str]:
     """Return by how much the theta_l . grad_l R differ, relative to the largest."""
-    sums = [float(theta[block] @ gradient[block]) for block in risk.blocks.values()]
+    blocks = [risk.blocks[name] for name in used]
+    sums = [float(theta[block] @ gradient[block]) for block in blocks]
     if structure is not None:
         sums.append(structure.contraction)
-    if len(sums) < 2:
+    largest = max((abs(value) for value in sums), default=0.0)
+    if largest and len(sums) < 2:
         return _NAN, "the model has one parameter: there is nothing to compare"
-    largest = max(abs(value) for value in sums)
     if not largest:
         return _NAN, "all are 0: no example has a slope, or all units rest"
     return (max(sums) - min(sums)) / largest, ""
 
 
-def _mirror(risk: Risk) -> tuple[float, str]:
+def _mirror(risk: Risk, used: list[str]) -> tuple[float, str]:
     """Return by how much the spectrum of H is not its own mirror image."""
-    weights = sum(parameter.dim() > 1 for parameter in risk.parameters.values())
+    if not used:
+        return _NAN, _ZERO
+    weights = sum(risk.parameters[name].dim() > 1 for name in used)
     if weights != 2:
         return _NAN, f"it is of nets with 2 weight layers, got {weights}"
     if risk.numel > DENSE:
@@ -281,7 +294,7 @@ def _mirror(risk: Risk) -> tuple[float, str]:
     values = SpectralMeasure.from_eigenvalues(torch.linalg.eigvalsh((dense + dense.T) / 2)).nodes[0]
     largest = float(values.abs().max())
     if not largest:
-        return _NAN, "the matrix is 0: no example has a slope, or all units rest"
+        return _NAN, _ZERO
     return float((values + values.flip(0)).abs().max()) / largest, ""
 
 
@@ -303,5 +316,5 @@ def _selection(risk: Risk, sweep: _Sweep, structure: _Structure) -> tuple[float,
     whole = (_Unselected(risk) @ sweep.signs).double().cpu()
     scale = float(whole.norm())
     if not scale:
-        return _NAN, "the matrix is 0: no example has a slope, or all units rest"
+        return _NAN, _ZERO
     return float((whole - sweep.product).norm()) / scale, ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from torch_thermo.observables.hessian_spectrum import HessianSpectrumResult, hes
 from torch_thermo.observables.order_parameter import plasticity_order_parameter
 from torch_thermo.operators.base import linearised
 from torch_thermo.risk import Risk, batch_size
+from torch_thermo.spectra.arguments import require_whole
 
 PhaseName = Literal["solved", "plastic", "frustrated", "undecided"]
 
@@ -21,12 +22,23 @@ PhaseName = Literal["solved", "plastic", "frustrated", "undecided"]
 STANDARD_ERRORS = 3.0
 #: ... where it is at most this share of what orthogonal gradients of the micro-batches would give
 CANCELLED = 0.1
-#: a spectrum is symmetric while |odd_3| stays below: deep nets have a small one, up to .19
+#: a spectrum is symmetric while |odd_3| stays below: deep nets have a small one, up to .19 ...
 LARGEST_ODD = 0.25
+#: ... by so many of its standard errors: of 4 probes it is inside two in 86 cases of 100
+ODD_ERRORS = 2.0
 # of the largest |eigenvalue|: with a larger residual bound the smallest one has not been found
 _CONVERGED = 0.01
 _NAN = math.nan
 _CODES: dict[str, float] = {"solved": 0.0, "plastic": 1.0, "frustrated": 2.0}
+_SPECTRUM = (
+    "lambda_min",
+    "lambda_min_residual",
+    "lambda_min_bound",
+    "lambda_max",
+    "odd_3",
+    "odd_3_stderr",
+)
+_LATER = (*_SPECTRUM, "zero_output_share", "dead_share")
 
 
 @dataclass(frozen=True)
@@ -40,8 +52,9 @@ class Phase:
             `order_parameter_unbiased`, `order_parameter_incoherent` (see `OrderParameter`); of the
             Hessian H `lambda_min`, `lambda_min_residual` (the residual bound), `lambda_min_bound`
             (with the rounding of the products) and `lambda_max`; of its functional part `odd_3`,
-            `odd_3_stderr`; `zero_output_share`, the share of examples whose output is exactly 0.
-            NaN where a number is not defined.
+            `odd_3_stderr`; `zero_output_share`, the share of examples whose output is exactly 0;
+            `dead_share`, of those whose output does not change with the input (its gradient in the
+            input is 0). NaN where a number is not defined.
     """
 
     name: PhaseName
@@ -70,10 +83,11 @@ def phase(
     - frustrated: R above it and the order parameter `||grad R||^2` 0: within 3 standard errors of
       0, and below a tenth of what it would be were the gradients of the micro-batches orthogonal.
       `reason` says whether H is positive semidefinite then (a minimum) or not (a saddle), and on
-      which share of the examples the output is exactly 0 (all units of a layer are dead);
+      which share of the examples the output is exactly 0 or does not depend on the input (all
+      units of a layer are dead);
     - plastic: R above it, the order parameter not 0, the smallest eigenvalue of H below 0 by more
       than its residual bound, and the spectrum of the functional part F symmetric:
-      `|odd_3| + stderr < .25`, with `odd_3 = sum lambda^3 / sum |lambda|^3`, see `odd_moment`;
+      `|odd_3| + 2 stderr < .25`, with `odd_3 = sum lambda^3 / sum |lambda|^3`, see `odd_moment`;
     - everything else: undecided.
 
     An order parameter within its standard error is not 0 for that alone, as it would be by a
@@ -81,7 +95,10 @@ def phase(
     standard errors through twelve epochs. The error is over micro-batches and says how well the
     value is known of the set that they were drawn from; of R it is exact. A gradient that vanishes
     is a sum of gradients that cancel, which these do not (1 to 4 times what orthogonal ones would
-    give). Where a plastic net's unbiased value can't be told from 0, `reason` says so.
+    give). So a net whose gradient is no more than the noise of its micro-batches is plastic here,
+    and would be frustrated by the literal reading (0 within 3 standard errors, whatever cancels):
+    "plastic" says of such a net that these examples still push its weights, not that more examples
+    of the kind would. Where its unbiased value can't be told from 0, `reason` says so.
 
     Where the loss has no second derivative in the output (hinge), H = F and one Lanczos run serves
     both; else lambda_min takes `steps` products with H beside `steps * probes` with F.
@@ -99,13 +116,15 @@ def phase(
     Raises:
         ValueError: a tolerance below 0 or not finite, steps, probes or groups below 1, a loss
             without a gradient.
-        TypeError: `risk` is not a Risk.
+        TypeError: `risk` is not a Risk, the tolerance no number, groups, steps or probes no whole
+            number.
         MemoryError: the Lanczos basis would not fit; names settings that do.
     """
     if not isinstance(risk, Risk):
         raise TypeError(f"risk must be a Risk, got {type(risk).__name__}")
-    if not 0 <= tolerance < math.inf:
-        raise ValueError(f"tolerance must be finite and at least 0, got {tolerance}")
+    check_tolerance(tolerance)
+    for name, number in (("steps", steps), ("probes", probes), ("groups", groups)):
+        require_whole(name, number)
     order = plasticity_order_parameter(risk, groups=groups)
     evidence = {
         "risk": order.risk_value,
@@ -120,19 +139,24 @@ def phase(
         return Phase("undecided", order.reason, evidence | dict.fromkeys(_LATER, _NAN))
     outputs = _outputs(risk)
     curvature, more = _curvature(risk, outputs.piecewise, steps, probes, seed)
-    evidence |= {**curvature, "zero_output_share": outputs.zero}
+    evidence |= {**curvature, "zero_output_share": outputs.zero, "dead_share": outputs.dead}
+    moving = [name for name, share in order.per_layer.items() if share]
+    if len(moving) == 1:
+        notes["moving"] = moving[0]
     return Phase(*decide(evidence, notes | more), evidence)
 
 
-_SPECTRUM = (
-    "lambda_min",
-    "lambda_min_residual",
-    "lambda_min_bound",
-    "lambda_max",
-    "odd_3",
-    "odd_3_stderr",
-)
-_LATER = (*_SPECTRUM, "zero_output_share")
+def check_tolerance(tolerance: object) -> None:
+    """Raise if a risk's tolerance is no number of at least 0.
+
+    Raises:
+        TypeError: no number.
+        ValueError: below 0, or not finite.
+    """
+    if isinstance(tolerance, bool) or not isinstance(tolerance, int | float):
+        raise TypeError(f"tolerance must be a number, got {tolerance!r}")
+    if not 0 <= tolerance < math.inf:
+        raise ValueError(f"tolerance must be finite and at least 0, got {tolerance}")
 
 
 def decide(evidence: Mapping[str, float], notes: Mapping[str, str]) -> tuple[PhaseName, str]:
@@ -140,7 +164,8 @@ def decide(evidence: Mapping[str, float], notes: Mapping[str, str]) -> tuple[Pha
 
     Args:
         evidence: of `Phase`.
-        notes: {name of a number: why it is NaN}.
+        notes: {name of a number: why it is NaN}, and under "moving" the parameter that alone has a
+            gradient, if there is one.
     """
     r, tolerance = evidence["risk"], evidence["tolerance"]
     if r < -tolerance:
@@ -163,6 +188,7 @@ def decide(evidence: Mapping[str, float], notes: Mapping[str, str]) -> tuple[Pha
             "; of these examples: in the set that they were drawn from the order parameter may be "
             f"0 ({unbiased:.3g} +- {stderr:.3g})"
         )
+    why += _dead(evidence, notes)
     return "plastic" if plastic else "undecided", f"the order parameter is {known}, {why}"
 
 
@@ -179,6 +205,7 @@ def _is_symmetric_saddle(
     odd, error = evidence["odd_3"], evidence["odd_3_stderr"]
     asymmetry = f"odd_3 {odd:.2g} +- {error:.2g}, limit {LARGEST_ODD}"
     found = f"lambda_min {low:.3g} +- {bound:.3g}"
+    error *= ODD_ERRORS
     if abs(odd) + error < LARGEST_ODD:
         return True, f"{found}, and the spectrum is symmetric: {asymmetry}"
     if abs(odd) - error >= LARGEST_ODD:
@@ -204,48 +231,94 @@ def _stuck(evidence: Mapping[str, float], notes: Mapping[str, str]) -> str:
         kind = f"the Hessian positive semidefinite to within {bound:.3g}"
     share = evidence["zero_output_share"]
     if not share > 0:
-        return kind
-    dead = ": all units of a layer are dead" if share == 1 else ""
+        return kind + _dead(evidence, notes)
+    dead = f": all units of a layer are dead{_moving(notes)}" if share == 1 else ""
     return f"{kind}; the output is 0 on {share:.1%} of the examples{dead}"
 
 
-class _Outputs(NamedTuple):
-    """What the outputs say: the share of zeros, and whether the loss is piecewise linear in them.
+def _dead(evidence: Mapping[str, float], notes: Mapping[str, str]) -> str:
+    """Return on how many examples the output is a constant, in words."""
+    share = evidence["dead_share"]
+    if not share > 0:
+        return ""
+    dead = f": all units of a layer are dead{_moving(notes)}" if share == 1 else ""
+    return f"; on {share:.1%} of the examples the output does not depend on the input{dead}"
 
-    The share is NaN and `piecewise` None where there is no structure, or no tensor as output.
+
+def _moving(notes: Mapping[str, str]) -> str:
+    return f", and only {notes['moving']} has a gradient" if "moving" in notes else ""
+
+
+class _Outputs(NamedTuple):
+    """What the outputs say: shares of examples, and whether the loss is piecewise linear in them.
+
+    The shares are NaN and `piecewise` None where there is no structure, or no tensor as output;
+    `dead` is NaN also where the input is no tensor of real numbers.
     """
 
     zero: float
+    dead: float
     piecewise: bool | None
 
 
 def _outputs(risk: Risk) -> _Outputs:
     """Return what the outputs of all ranks' examples say."""
     if not risk.structured:
-        return _Outputs(_NAN, None)
+        return _Outputs(_NAN, _NAN, None)
 
     def local() -> tuple[Tensor, float]:
-        counts = torch.zeros(3, dtype=torch.float64)  # zeros, curved batches, not tensors
+        # zeros, constants, and batches: curved, not tensors, without a gradient in the input
+        counts = torch.zeros(5, dtype=torch.float64)
         examples = 0
         with risk.measuring():
             for batch in risk.batches():
                 size = batch_size(batch)
+                if not size:
+                    continue
                 examples += size
                 part = linearised(risk, batch)
                 if part is None:
-                    counts[2] += 1
+                    counts[3] += 1
                     continue
-                counts[1] += not part.complete
+                counts[2] += not part.complete
                 with torch.no_grad():
                     output = risk.forward(batch)[0]
-                if output.shape[:1] == (size,):
-                    counts[0] += int((output.reshape(size, -1) == 0).all(1).sum())
+                counts[0] += _zeros(output, size)
+                slope = _input_gradient(risk, batch)
+                if slope is None:
+                    counts[4] += 1
                 else:
-                    counts[0] += size * bool((output == 0).all())
+                    counts[1] += _zeros(slope, size)
         return counts, float(examples)
 
-    zero, curved, unknown = risk.average(local).tolist()
-    return _Outputs(_NAN, None) if unknown else _Outputs(zero, not curved)
+    zero, dead, curved, unknown, closed = risk.average(local).tolist()
+    if unknown:
+        return _Outputs(_NAN, _NAN, None)
+    return _Outputs(zero, _NAN if closed else dead, not curved)
+
+
+def _zeros(values: Tensor, size: int) -> int:
+    """Return of how many of `size` examples all values are 0."""
+    if values.shape[:1] == (size,):
+        return int((values.reshape(size, -1) == 0).all(1).sum())
+    return size * bool((values == 0).all())
+
+
+def _input_gradient(risk: Risk, batch: Any) -> Tensor | None:
+    """Return the gradient of a random sum of the outputs in the input; None if it has none."""
+    inputs = batch[0]
+    if not (isinstance(inputs, Tensor) and inputs.is_floating_point()):
+        return None
+    with risk.rehearsal():
+        leaf = inputs.detach().clone().requires_grad_()
+        # a copy: a model may write on its input
+        output = risk.forward((leaf.clone(), *batch[1:]))[0]
+        if not output.requires_grad:
+            return torch.zeros_like(leaf)
+        generator = torch.Generator().manual_seed(0)
+        probe = torch.randn(output.shape, generator=generator, dtype=torch.float64).to(output)
+        (gradient,) = torch.autograd.grad(output, leaf, probe, materialize_grads=True)
+    return gradient
 
 
 def _curvature(
@@ -280,7 +353,10 @@ def _curvature(
     odd = part.odd_moments[3]
     numbers |= {"odd_3": odd.value, "odd_3_stderr": odd.stderr}
     if math.isnan(odd.value):
-        notes["odd_3"] = "the functional part is zero"
+        notes["odd_3"] = (
+            "the functional part is zero: no example is active, or the output is linear in the "
+            "weights"
+        )
     elif math.isnan(odd.stderr):
         notes["odd_3_stderr"] = f"a standard error needs 2 probes or more, got {probes}"
     return numbers, notes
