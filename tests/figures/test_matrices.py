@@ -32,7 +32,8 @@ def test_cells_have_their_colour():
     from matplotlib import colormaps
 
     figure = paper_figure([matrix(null=0.2)], "caption")
-    axes, bar = figure.axes
+    (axes,) = figure.axes
+    (bar,) = axes.child_axes
     found = colours(figure, axes)
     expected = colormaps[MAP]((-0.5 + 1.0) / 2.0)[:3]
     for cell in ((0, 2), (2, 0)):
@@ -46,17 +47,20 @@ def test_cells_have_their_colour():
 
 
 def test_the_null_is_named_with_its_share():
-    (axes, _) = paper_figure([matrix(null=0.2)], "c").axes
+    (axes,) = paper_figure([matrix(null=0.2)], "c").axes
     (text,) = axes.get_legend().get_texts()
     assert text.get_text() == "50 % within the null, ±0.2"
     assert axes.get_legend().get_title().get_text() == "t"
-    (axes, _) = paper_figure([matrix()], "c").axes
+    (axes,) = paper_figure([matrix()], "c").axes
     assert axes.get_legend() is None
     assert axes.get_title(loc="left") == "t"
 
 
 def test_the_bar_says_where_colours_end():
-    ends = {limit: paper_figure([matrix(limit=limit)], "c").axes[1] for limit in (1.0, 0.3)}
+    ends = {}
+    for limit in (1.0, 0.3):
+        (axes,) = paper_figure([matrix(limit=limit)], "c").axes
+        (ends[limit],) = axes.child_axes
     assert [len(bar.collections[0].cmap.colors) for bar in ends.values()]
     heights = {limit: tuple(bar.get_ylim()) for limit, bar in ends.items()}
     assert heights == {1.0: (-1.0, 1.0), 0.3: (-0.3, 0.3)}
@@ -92,9 +96,21 @@ def test_kinds_of_panels_share_a_figure():
     curve = Panel("c", "curve", "x", "y", (Trace("a", X, X),))
     ridges = Ridges("r", "ridges", "x", "y", (Row("0", X, X),))
     figure = paper_figure([curve, matrix(), ridges], "c")
-    assert len(figure.axes) == 4  # and the colour bar's
+    assert len(figure.axes) == 3
     with pytest.raises(ValueError, match="names of panels must differ"):
         paper_figure([ridges, ridges], "c")
+
+
+def test_the_bar_takes_no_room_from_the_panels_below():
+    below = [Panel(name, "curve", "x", "y", (Trace("a", X, X),)) for name in "cde"]
+    figure = paper_figure([matrix(), *below], "c")
+    figure.draw_without_rendering()
+    square, _, left, right = (axes.get_window_extent() for axes in figure.axes)
+    assert left.width == pytest.approx(right.width, rel=0.02)
+    (bar,) = figure.axes[0].child_axes
+    gap = bar.get_window_extent().x0 - square.x1
+    assert 0 < gap < 0.1 * square.width  # no empty column between the two
+    assert bar.get_tightbbox().x1 <= left.x1 * 1.02  # nor into the next panel
 
 
 def test_what_is_no_matrix_is_refused():

@@ -123,7 +123,10 @@ def test_a_bound_that_the_null_meets_as_well_has_no_content():
     assert judge(1.0, 0.99) == NO_CONTENT
     assert judge(0.0, 0.99) == REPRODUCED
     assert judge(1.0, 0.9) == NOT_REPRODUCED
-    assert judge(NAN, 0.99) == REPRODUCED  # a null that is not known makes nothing empty
+    # beside a null that is not known nobody can say whether the law says anything
+    assert judge(NAN, 0.99) == NOT_MEASURED
+    assert judge(NAN, 0.9) == NOT_REPRODUCED
+    assert judge(NAN, NAN) == NOT_MEASURED
     assert judge(1.0, 0.97, 0.01) == WITHIN_SPREAD
 
 

@@ -8,6 +8,7 @@ import math
 import os
 import struct
 import zipfile
+import zlib
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -169,16 +170,24 @@ def load_npz(path: str | Path, name: str | None = None) -> ImageData:
             if missing:
                 raise ValueError(
                     f"{path}: missing {', '.join(missing)}; an .npz of images holds "
-                    f"{', '.join(NPZ_KEYS)}, this one {', '.join(file) or 'nothing'}"
+                    f"images and labels of train and test, this one {', '.join(file) or 'nothing'}"
                 )
             arrays = {key: file[key] for key in NPZ_KEYS}
             names = tuple(str(n) for n in file["class_names"]) if "class_names" in file else ()
-    except (zipfile.BadZipFile, EOFError, AttributeError, TypeError) as error:
-        raise ValueError(f"{path}: not an .npz file of plain arrays ({error})") from error
-    except ValueError as error:
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        EOFError,
+        AttributeError,
+        TypeError,
+        ValueError,
+    ) as error:
         if str(error).startswith(str(path)):
             raise
-        raise ValueError(f"{path}: not an .npz file of plain arrays ({error})") from error
+        # numpy's own words advise to read what is no archive as a pickle, which runs its code
+        raise ValueError(
+            f"{path}: not an .npz file of plain arrays, as np.savez writes it"
+        ) from error
     labels = {part: _npz_labels(arrays[f"{part}_labels"], part, path) for part in ("train", "test")}
     if not names:
         largest = int(labels["train"].max()) if len(labels["train"]) else 0

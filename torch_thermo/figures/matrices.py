@@ -146,9 +146,10 @@ def draw_matrix(axes: Axes, matrix: Matrix, width: float = 5.2) -> None:
     axes.set_xlabel(matrix.label, fontsize=style.TEXT)
     axes.set_ylabel(matrix.label, fontsize=style.TEXT)
     largest = np.abs(values[np.isfinite(values)]).max() > matrix.limit
-    bar = axes.figure.colorbar(
-        image, ax=axes, shrink=0.8, pad=0.02, extend="both" if largest else "neither"
-    )
+    # within the panel's own room: a bar beside it would narrow the panels above and below too
+    axes.set_anchor("W")
+    place = axes.inset_axes((1.04, 0.1, 0.05, 0.8))
+    bar = axes.figure.colorbar(image, cax=place, extend="both" if largest else "neither")
     bar.set_label(matrix.unit, fontsize=style.SMALL, color=style.INK)
     bar.ax.tick_params(labelsize=style.SMALL, colors=style.INK)
     if matrix.null > 0:

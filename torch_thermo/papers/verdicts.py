@@ -143,14 +143,17 @@ def content(null: float, holds: Rule = law) -> Rule:
 
     Returns:
         A rule that judges as ``holds`` does. A law that holds on the null as well says nothing of
-        training: no content.
+        training: no content. Whether one that holds beside an unknown null (NaN) says anything is
+        not measured.
     """
 
     def rule(paper: float, ours: float, tolerance: float, spread: float) -> str:
         verdict = holds(paper, ours, tolerance, spread)
-        if verdict == REPRODUCED and holds(paper, null, tolerance, math.nan) == REPRODUCED:
-            return NO_CONTENT
-        return verdict
+        if verdict != REPRODUCED:
+            return verdict
+        if math.isnan(null):
+            return NOT_MEASURED
+        return NO_CONTENT if holds(paper, null, tolerance, math.nan) == REPRODUCED else verdict
 
     return rule
 

@@ -43,7 +43,9 @@ def measurements(epoch: int, seed: int, net: str) -> dict[str, dict[str, float]]
             "lambda_max": size, "lambda_min": -0.9 * size, "residual_min": 1e-4 * size,
             "residual_max": 1e-4 * size,
         },
-        "phase": {"code": 1.0 if risk > 0 else 0.0, "risk": risk},
+        "phase": {
+            "code": 1.0 if risk > 0 else 0.0, "risk": risk, "order_parameter": order,
+        },
         "hessian_entries": {
             "samples": float(SAMPLES), "active_share": p,
             "bound": np.sqrt(p / (1.0 - p)) if p < 1 else np.inf, "silent_share": 0.6,
@@ -96,6 +98,7 @@ def arrays_of(epoch: int, seed: int, risk: float) -> dict[str, dict[str, Any]]:
             "nodes": np.stack([nodes, nodes]), "weights": np.full((2, 11), 1 / 11),
             "dimension": np.int64(1000),
         }  # fmt: skip
+    found["circuit_symmetry"] = {"alive": np.ones(128)}
     k = 12 if risk else 0
     values = rng.normal(size=(50, k)) + rng.normal(size=(50, 1))
     matrix = np.corrcoef(values.T).reshape(k, k) if k else np.zeros((0, 0))
@@ -130,6 +133,7 @@ def write_run(
         {
             "net": net, "seed": seed, "depth": 10, "title": "bias-free VGG", "parameters": 160856,
             "data": "pictures", "classes": ["airplane", "automobile"], "samples": 320,
+            "held_out": 90,
             "note": "images recompressed as JPEG", "batch": 32, "lr": 0.02, "epochs": epochs[-1],
             "steps_per_epoch": STEPS_PER_EPOCH, "budget": "quick", "fingerprint": 1,
         }

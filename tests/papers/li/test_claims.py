@@ -7,7 +7,7 @@ import pytest
 
 from tests.papers.li.stored_runs import EPOCHS, LAYERS, SAMPLES, risk_at, write_run
 from torch_thermo.papers.courses import Course, course
-from torch_thermo.papers.li import claims, curvature
+from torch_thermo.papers.li import claims
 from torch_thermo.papers.verdicts import (
     NO_CONTENT,
     NOT_MEASURED,
@@ -112,7 +112,8 @@ def test_rank_correlation():
 
 def test_the_order_parameter_falls_with_the_loss(make):
     rows = claims.order_rows(make())
-    assert [row.verdict for row in rows] == [REPRODUCED] * 3 + [NOT_REPRODUCED]
+    # with R = 0 at the end no example is active, so that OP = 0 by identity
+    assert [row.verdict for row in rows] == [REPRODUCED, NO_CONTENT, REPRODUCED, NOT_REPRODUCED]
     order = only(rows, "over OP at the start")
     assert order.ours == 0.0
     # OP = R^1.5 / 2 and p = R, so that OP / p^2 goes as R^(-1/2)
@@ -127,33 +128,147 @@ def test_the_order_parameter_falls_with_the_loss(make):
 
 
 def test_an_order_parameter_that_does_not_fall(make):
-    rows = claims.order_rows(make(order_parameter__value=lambda epoch: 1.0 + epoch))
+    def rising(epoch: float) -> float:
+        return 1.0 + epoch
+
+    rows = claims.order_rows(make(order_parameter__value=rising, phase__order_parameter=rising))
     assert verdict(rows, "rank correlation") == NOT_REPRODUCED
     assert verdict(rows, "over OP at the start") == NOT_REPRODUCED
     near = claims.order_rows(make(order_parameter__scaled=lambda epoch: 0.5 * risk_at(epoch)))
     assert verdict(near, "eta OP / R") == NOT_REPRODUCED
 
 
+def test_zeros_that_both_have_are_no_common_fall(make):
+    def falling(epoch: float) -> float:
+        return 2.0**-epoch if epoch < 10 else 0.0
+
+    def rising(epoch: float) -> float:
+        return 2.0 ** (epoch - 10) if epoch < 10 else 0.0
+
+    runs = make(epochs=range(41), order_parameter__risk=falling, order_parameter__value=rising)
+    row = only(claims.order_rows(runs), "rank correlation")
+    assert (row.ours, row.verdict) == (pytest.approx(-1.0), NOT_REPRODUCED)
+    assert row.note.startswith("10 epochs a seed")
+
+
+def test_a_correlation_that_shifts_reach_as_well_has_no_content(make):
+    def waves(epoch: float) -> float:
+        return 1.0 + epoch % 2
+
+    runs = make(epochs=range(20), order_parameter__risk=waves, order_parameter__value=waves)
+    row = only(claims.order_rows(runs), "rank correlation")
+    assert (row.ours, row.verdict) == (pytest.approx(1.0), NO_CONTENT)
+    assert "47.4% of the shifts reach it" in row.note  # 9 of 19
+
+
+def test_shifts():
+    ordered = np.arange(4.0)
+    found = claims.shifted_correlations(ordered, ordered)
+    np.testing.assert_allclose(found, [-0.2, -0.6, -0.2])  # with 3 0 1 2, 2 3 0 1 and 1 2 3 0
+
+
+def test_the_fall_is_beyond_that_of_fewer_active_examples(make):
+    assert verdict(claims.order_rows(make(hessian_entries__active_share=0.9)), "start") == (
+        REPRODUCED
+    )
+    # OP goes as p^2, and by nothing else
+    squared = make(
+        epochs=EPOCHS[:-1],
+        phase__order_parameter=lambda epoch: risk_at(epoch) ** 2,
+        hessian_entries__active_share=risk_at,
+    )
+    row = only(claims.order_rows(squared), "start")
+    assert (row.ours, row.verdict) == (pytest.approx(risk_at(20) ** 2), NO_CONTENT)
+    assert "goes to 1 times its start" in row.note
+
+
+def frustrated(since: int) -> dict[str, object]:
+    """From an epoch on all units are dead: R = 1 without a gradient."""
+
+    def order(epoch: float) -> float:
+        return float(epoch < since)
+
+    return {
+        "order_parameter__value": order,
+        "order_parameter__scaled": lambda epoch: 0.02 * order(epoch),
+        "order_parameter__risk": 1.0,
+        "phase__order_parameter": order,
+        "phase__risk": 1.0,
+        "phase__code": lambda epoch: 1.0 if epoch < since else 2.0,
+        "training__train_risk": 1.0,
+        "hessian_entries__active_share": 1.0,
+        "hessian_extremes__lambda_min": lambda epoch: -order(epoch),
+    }
+
+
+@pytest.mark.parametrize("since", [0, 1, 3])
+def test_a_frustrated_net_reproduces_nothing(make, since):
+    runs = make(**frustrated(since))
+    rows = claims.order_rows(runs)
+    assert [row.verdict for row in rows] == [NOT_MEASURED] * 4
+    assert "with R > 0 and OP = 0, frustrated" in rows[0].note
+    assert "frustrated at the end" in rows[1].note
+    assert [row.verdict for row in claims.risk_rows(runs)] == [NOT_REPRODUCED] * 3
+
+
+def test_without_a_loss_at_any_epoch_nothing_is_measured(make):
+    names = ("order_parameter/value", "order_parameter/scaled", "order_parameter/risk")
+    names += ("phase/order_parameter", "phase/risk", "hessian_entries/active_share")
+    runs = make(**{name.replace("/", "__"): 0.0 for name in names}, training__train_risk=0.0)
+    rows = claims.order_rows(runs)
+    assert [row.verdict for row in rows] == [NOT_MEASURED] * 4
+    assert "R = 0 from the start" in rows[1].note
+    zero, *saddles = claims.risk_rows(runs)
+    assert "seed 0 from epoch 0 on" in zero.note
+    assert [row.verdict for row in saddles] == [NOT_MEASURED] * 2
+
+
+def test_without_active_examples_there_is_no_control_of_the_fall(make):
+    row = only(claims.order_rows(make(hessian_entries__active_share=0.0)), "start")
+    assert row.verdict == NOT_MEASURED
+    assert "no example is active" in row.note
+
+
+def test_zero_risk_is_that_at_the_end(make):
+    row = claims.risk_rows(make(2))[0]
+    assert (row.ours, row.verdict) == (0.0, REPRODUCED)
+    assert "exactly 0 in 2 of 2 seeds: seed 0 from epoch 40 on, seed 1 from epoch 40" in row.note
+    for risk in (lambda epoch: 0.6 * (epoch != 20), lambda epoch: 1e-4 + risk_at(epoch)):
+        assert claims.risk_rows(make(training__train_risk=risk))[0].verdict == NOT_REPRODUCED
+    one = [*make(), *make(training__train_risk=0.005), *make(training__train_risk=0.01)]
+    row = claims.risk_rows(one)[0]
+    assert (row.ours, row.verdict) == (pytest.approx(0.005), NOT_REPRODUCED)
+    assert "exactly 0 in 1 of 3 seeds: seed 0 from epoch 40 on; largest 0.01" in row.note
+
+
 def test_zero_risk_through_saddles(make):
     rows = claims.risk_rows(make(2))
-    assert [row.verdict for row in rows] == [REPRODUCED] * 3
-    assert "exactly 0 in 2 of 2 seeds" in rows[0].note
+    # the untrained net has negative curvature and is plastic as well
+    assert [row.verdict for row in rows] == [REPRODUCED, NO_CONTENT, NO_CONTENT]
     assert "2 solved" in rows[2].note
-    stuck = claims.risk_rows(make(training__train_risk=0.05))
-    assert verdict(stuck, "smallest risk") == NOT_REPRODUCED
+    brought = claims.risk_rows(
+        make(
+            hessian_extremes__lambda_min=lambda epoch: -float(epoch > 0),
+            phase__code=lambda epoch: float(epoch > 0),
+        )
+    )
+    assert [row.verdict for row in brought] == [REPRODUCED] * 3
+    few = claims.risk_rows(make(phase__risk=lambda epoch: float(epoch < 10)))
+    assert [row.verdict for row in few][1:] == [NOT_MEASURED] * 2
+    assert "2 to 2 trained measurements" in few[1].note
     # within the residual bound of 0 is not below 0
     edge = claims.risk_rows(make(hessian_extremes__lambda_min=-1e-3,
                                  hessian_extremes__residual_min=2e-3))  # fmt: skip
     assert verdict(edge, "lambda_min < 0") == NOT_REPRODUCED
     once = claims.risk_rows(make(phase__code=lambda epoch: 2.0 if epoch == 3 else 1.0))
     row = only(once, "plastic phase")
-    assert (row.ours, row.verdict) == (pytest.approx(0.8), NOT_REPRODUCED)
+    assert (row.ours, row.verdict) == (pytest.approx(0.75), NOT_REPRODUCED)
     unknown = claims.risk_rows(make(phase__code=math.nan))
     assert verdict(unknown, "plastic phase") == NOT_REPRODUCED
 
     # the examples of the curvature were all learned before those of the gradient
     def soon(epoch: float) -> float:
-        return float(epoch < 3)
+        return float(epoch < 20)
 
     early = claims.risk_rows(
         make(phase__risk=soon, hessian_extremes__lambda_min=lambda epoch: -soon(epoch))
@@ -161,115 +276,7 @@ def test_zero_risk_through_saddles(make):
     assert only(early, "lambda_min < 0").ours == 1.0
 
 
-def test_the_share_that_arithmetic_forces_has_no_content(make):
-    rows = curvature.share_rows(make())
-    assert [row.ours for row in rows] == pytest.approx([0.96, 0.99])
-    assert [row.verdict for row in rows] == [REPRODUCED, REPRODUCED]
-    assert "at epoch 20" in rows[1].note
-    forced = curvature.share_rows(make(hessian_entries__bound=0.14))
-    assert [row.verdict for row in forced] == [NO_CONTENT, NO_CONTENT]
-    few = curvature.share_rows(make(hessian_entries__share_below_moving=0.9))
-    assert [row.verdict for row in few] == [NOT_REPRODUCED, NOT_REPRODUCED]
-    never = curvature.share_rows(make(hessian_entries__active_share=0.0))
-    assert [row.verdict for row in never] == [NOT_MEASURED, NOT_MEASURED]
-
-
-def test_what_arithmetic_forces():
-    np.testing.assert_array_equal(
-        curvature.forced_below([0.1, 0.2, math.inf, curvature.THRESHOLD]), [1.0, 0.0, 0.0, 0.0]
-    )
-
-
-def test_what_chance_puts_below():
-    normal = np.random.default_rng(0).normal(size=(20_000, 25)).mean(1)
-    expected = (np.abs(normal) < curvature.THRESHOLD).mean()
-    assert curvature.chance_below(25)[0] == pytest.approx(expected, abs=0.01)
-    assert curvature.chance_below([curvature.LEAST - 1])[0] < curvature.LATE
-    assert curvature.chance_below([curvature.LEAST])[0] >= curvature.LATE
-
-
-def test_the_control_takes_the_last_measurement_with_enough_examples(make):
-    late, rise = curvature.mean_rows(make())
-    # of 1000 examples 287 are active at epoch 10, and 82 at epoch 20
-    assert late.ours == pytest.approx(0.85)
-    assert "at epoch 10" in late.note
-    assert rise.ours == pytest.approx(-0.1)
-    assert [late.verdict, rise.verdict] == [NOT_REPRODUCED, NOT_REPRODUCED]
-    up = curvature.mean_rows(
-        make(hessian_entries__share_below_active=lambda epoch: 0.95 + 0.004 * epoch)
-    )
-    assert [row.verdict for row in up] == [REPRODUCED, REPRODUCED]
-    none = curvature.mean_rows(make(hessian_entries__samples=200.0))
-    assert [row.verdict for row in none] == [NOT_MEASURED, NOT_MEASURED]
-    assert none[0].note == curvature.NOTHING
-
-
-def test_correlations_are_sparse_and_grow_beyond_their_null(make):
-    sparse, grow = curvature.correlation_rows(make())
-    assert (sparse.ours, sparse.verdict) == (pytest.approx(0.1), REPRODUCED)
-    assert (grow.ours, grow.verdict) == (pytest.approx(0.02), NOT_REPRODUCED)
-    more = curvature.correlation_rows(
-        make(hessian_entries__correlation_active=lambda epoch: 0.1 + 0.02 * epoch)
-    )
-    assert more[1].verdict == REPRODUCED
-    null = curvature.correlation_rows(
-        make(
-            hessian_entries__correlation_active=lambda epoch: 0.1 + 0.02 * epoch,
-            hessian_entries__correlation_active_null=lambda epoch: 0.03 + 0.02 * epoch,
-        )
-    )
-    assert null[1].verdict == NOT_REPRODUCED  # it grew with the noise alone
-    dense = curvature.correlation_rows(make(hessian_entries__correlated_share_active=0.6))
-    assert dense[0].verdict == NOT_REPRODUCED
-
-
-def test_three_steps_are_even_in_the_active_share(make):
-    (run,) = make()
-    assert curvature.three_steps(run) == [0, 100, 200]  # p = 1, .29, .08; at 400 there is none
-    (none,) = make(hessian_entries__correlation_active=math.nan)
-    assert curvature.three_steps(none) == []
-
-
-def test_the_spectrum_is_symmetric_and_shrinks(make):
-    rows = curvature.spectrum_rows(make())
-    assert [row.verdict for row in rows] == [REPRODUCED] * 3
-    assert rows[0].ours == pytest.approx(0.1)
-    assert rows[2].ours == pytest.approx(risk_at(20))
-    assert "goes to 1 times" in rows[2].note  # lambda_max goes as p does
-    one_sided = curvature.spectrum_rows(
-        make(hessian_extremes__lambda_min=-1e-3, hessian_density__odd3=0.9)
-    )
-    assert [row.verdict for row in one_sided][:2] == [NOT_REPRODUCED, NOT_REPRODUCED]
-    leaning = curvature.spectrum_rows(make(hessian_density__odd3=-0.9))
-    assert verdict(leaning, "odd_3") == NOT_REPRODUCED
-    large = curvature.spectrum_rows(make(hessian_extremes__lambda_max=1.0))
-    assert verdict(large, "lambda_max late") == NOT_REPRODUCED
-
-
-def test_the_loosest_end(make):
-    assert curvature.loosest_end(make()) == pytest.approx(1e-4)
-    loose = make(hessian_extremes__residual_max=lambda epoch: 0.05 * (epoch == 3))
-    assert curvature.loosest_end(loose) == pytest.approx(0.05 / risk_at(3))
-    assert math.isnan(
-        curvature.loosest_end(
-            make(hessian_extremes__lambda_min=0.0, hessian_extremes__lambda_max=0.0)
-        )
-    )
-
-
-def test_the_functional_part_is_told_from_the_whole(make):
-    rows = curvature.functional_rows({"vgg-ce": make(net="vgg-ce")})
-    assert [row.verdict for row in rows] == [REPRODUCED, REPRODUCED]
-    same = curvature.functional_rows({"resnet": make(net="resnet", hessian_density__odd3=0.05)})
-    assert [row.verdict for row in same] == [REPRODUCED, NOT_REPRODUCED]
-    skew = curvature.functional_rows({"resnet": make(net="resnet", functional_density__odd3=-0.6)})
-    assert skew[0].verdict == NOT_REPRODUCED
-
-
 def test_spread_is_over_seeds(make):
-    runs = make(2)
-    row = only(curvature.spectrum_rows(runs), "lambda_max late")
-    assert row.spread == pytest.approx(0.0, abs=1e-12)
     both = [*make(order_parameter__scaled=0.0), *make()]
     scaled, risk = (course(both, f"order_parameter/{name}").values for name in ("scaled", "risk"))
     medians = [0.0, np.median(scaled[1, :-1] / risk[1, :-1])]

@@ -1,18 +1,16 @@
 from __future__ import annotations
 
 import csv
-from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from tests.papers.li.stored_runs import EPOCHS, write_run
-from tests.papers.li.support import LittleRecipe, seconds, write_pictures
+from tests.papers.li.support import LittleRecipe
 from torch_thermo.figures import style
 from torch_thermo.papers.li import experiment, preparing
-from torch_thermo.papers.li.recipe import BUDGETS
 from torch_thermo.papers.reproduction import EXPERIMENTS, Session, chosen, reproduce
-from torch_thermo.store import load_run
+from torch_thermo.papers.verdicts import NOT_MEASURED
 
 FIGURES = [one.name for one in EXPERIMENTS if one.name.startswith("li/fig")]
 NETS = ("vgg", "vgg-ce", "resnet")
@@ -83,9 +81,18 @@ def test_captions_say_what_was_measured(prepared, captions, tmp_path):
                      "320 training images", "10 weight layers, 160,856 parameters, hinge",
                      "batch 32, rate 0.02, 40 epochs, 2 seeds", "panels are our"):  # fmt: skip
             assert part in text
+    said = dict(zip(FIGURES, captions, strict=True))
+    assert "20,000 circuits are drawn uniformly from those that are alive, of 8" in said["li/fig3b"]
+    assert "each of 128 examples" in said["li/fig3b"]
+    assert "Gradient of the risk of 320 training images" in said["li/fig4a"]
+    assert "OP = |grad R|^2 of 320 training images" in said["li/fig4b"]
+    assert "of the first 1,000 of them" in said["li/fig4b"]
+    assert "risk of 1,000 training images" in said["li/fig8a"]
+    assert "eigenvalues that Lanczos found count once" in said["li/fig8a"]
+    assert "all 90 held-out ones" in said["li/fig8b"]
     captions.clear()
     list(reproduce(chosen(["li/functional"]), Session(tmp_path / "out")))
-    assert "resnet: bias-free VGG" in captions[0]
+    assert "resnet: bias-free VGG" in captions[0].replace("bias- free", "bias-free")
     assert "cross entropy" in captions[0]
 
 
@@ -123,21 +130,42 @@ def test_a_short_training_has_all_figures(nets, monkeypatch, captions, tmp_path,
     assert len(made) == len(FIGURES) + 2
 
 
-def test_all_figures_from_trainings(captions, monkeypatch, tmp_path):
+def test_all_figures_from_trainings(measured, captions, monkeypatch):
     def little(budget, net, found):
-        return LittleRecipe(net, BUDGETS[budget], len(found), 3)
+        return LittleRecipe(net, measured.budget, len(found), 3)
 
-    short = {"quick": replace(seconds(epochs=1), seeds=(0,))}
-    monkeypatch.setattr(preparing, "BUDGETS", short)
-    monkeypatch.setitem(BUDGETS, "quick", short["quick"])
+    monkeypatch.setattr(preparing, "BUDGETS", {"quick": measured.budget})
     monkeypatch.setattr(preparing, "recipe", little)
-    data = write_pictures(tmp_path)
-    session = Session(tmp_path / "out", data=str(data))
+    session = Session(measured.out, data=str(measured.data))
     made = list(reproduce(chosen(FIGURES), session))
     rows = {row.quantity: row for _, outcome in made for row in outcome.rows}
-    run = load_run(tmp_path / "out" / "li" / "quick" / "vgg" / "seed0")
-    ratio = rows["OP at the end over OP at the start"]
-    stored = run.series("order_parameter/value").values
-    assert ratio.ours == pytest.approx(stored[-1] / stored[0])
-    assert rows["share of measurements with R > 0 and lambda_min < 0"].ours == 1.0
+    # "phase" and "order_parameter" measure all 12 pictures: the same number twice
+    stored = measured.run.series("order_parameter/value").values
+    assert rows["OP at the end over OP at the start"].ours == pytest.approx(stored[-1] / stored[0])
+    risk = measured.run.series("training/train_risk").values
+    assert rows["risk of the training set at the end"].ours == risk[-1] > 0
+    few = rows["share of trained measurements with R > 0 and lambda_min < 0"]
+    assert few.verdict == NOT_MEASURED
+    assert "1 to 1 trained measurements a seed" in few.note
+    said = dict(zip(FIGURES, captions, strict=True))
+    assert "20,000 circuits" in said["li/fig3b"]
+    assert "of 8 examples" in said["li/fig3b"]
+    assert "each of 12 examples" in said["li/fig3b"]
+    assert "of 12 training images" in said["li/fig4a"]
+    assert "all 10 held-out" in said["li/fig8b"]
     assert "Net: bias-free VGG" in captions[0]
+
+
+def test_of_the_other_nets_one_seed_is_trained(nets, monkeypatch, captions, tmp_path):
+    asked = {}
+
+    def give(out, budget, data, wanted, seeds=None, **_):
+        asked[wanted[0]] = seeds
+        return {net: nets[net][: None if seeds is None else len(seeds)] for net in wanted}
+
+    monkeypatch.setattr(experiment, "prepare", give)
+    list(reproduce(chosen(["li/functional"]), Session(tmp_path / "out")))
+    assert asked == {"vgg": None, "vgg-ce": (0,), "resnet": (0,)}
+    for part in ("40 epochs, 2 seeds, spectra of 1,000 images; vgg-ce",
+                 "40 epochs, one seed, spectra of 1,000 images; resnet"):  # fmt: skip
+        assert part in captions[0]

@@ -8,7 +8,7 @@ import pytest
 from tests.papers.li.stored_runs import EPOCHS, SAMPLES, risk_at, write_run
 from torch_thermo.figures.matrices import Matrix, Ridges
 from torch_thermo.papers.li import curvature_panels, panels
-from torch_thermo.papers.li.curvature import EARLY, LATE, THRESHOLD
+from torch_thermo.papers.li.entries import EARLY, LATE, THRESHOLD
 
 ACTIVE = [epoch for epoch in EPOCHS if risk_at(epoch) > 0]
 
@@ -80,9 +80,20 @@ def test_the_order_parameter_beside_its_control(runs):
     shares = np.round(SAMPLES * risks[:-1]) / SAMPLES
     given = series(found["active"], "OP / $p^2$")[1]
     np.testing.assert_allclose(given[:-1], 0.5 * risks[:-1] ** 1.5 / shares**2)
+    assert math.isnan(given[-1])  # p = 0
     x, y = series(found["together"], "seed 1")
     assert len(x) == len(EPOCHS) - 1  # on logarithmic axes there is no 0
     np.testing.assert_allclose(y, 0.5 * x**1.5)
+
+
+def test_the_control_is_of_the_examples_that_the_share_is_of(tmp_path):
+    run = write_run(tmp_path, changes={"phase/order_parameter": 0.3, "phase/risk": 0.2})
+    active = by_name(panels.order_panels([run]))["active"]
+    p = round(SAMPLES * risk_at(10)) / SAMPLES
+    at = EPOCHS.index(10)
+    assert series(active, "OP / $p^2$")[1][at] == pytest.approx(0.3 / p**2)
+    assert series(active, "R / p")[1][at] == pytest.approx(0.2 / p)
+    assert not np.isinf(series(active, "OP / $p^2$")[1]).any()  # at p = 0
 
 
 def test_risk_and_accuracy(runs):
@@ -109,20 +120,18 @@ def test_the_share_below_depends_on_the_minibatch(runs):
     share = found["share"]
     stored = [run.arrays("hessian_entries", 100)["z_1"] for run in runs]
     expected = np.mean([(np.sqrt(32) * np.abs(z) < THRESHOLD).mean() for z in stored])
-    x, y = series(share, "B = 32, not 0 everywhere")
+    x, y = series(share, "B = 32")
     assert y[x.tolist().index(10)] == pytest.approx(expected)
     assert [level.value for level in share.levels] == [EARLY, LATE]
     p = np.round(SAMPLES * np.array([risk_at(epoch) for epoch in EPOCHS[1:]])) / SAMPLES
-    np.testing.assert_allclose(
-        series(found["bound"], r"$\sqrt{p / (1 - p)}$")[1][1:], np.sqrt(p / (1 - p))
-    )
+    np.testing.assert_allclose(series(found["bound"], "bound")[1][1:], np.sqrt(p / (1 - p)))
     (level,) = found["bound"].levels
     assert level.value == THRESHOLD
 
 
 def test_the_control_is_drawn_with_what_chance_gives(runs):
     found = by_name(curvature_panels.given_active_panels(runs))
-    x, y = series(found["given"], "if all means were 0")
+    x, y = series(found["given"], "chance alone")
     at = x.tolist().index(20)
     n = round(SAMPLES * risk_at(20))
     assert y[at] == pytest.approx(math.erf(THRESHOLD * math.sqrt(n / 2)))
@@ -168,4 +177,10 @@ def test_spectra_of_other_losses_and_nets(runs, tmp_path):
     found = by_name(curvature_panels.functional_panels(nets))
     assert [trace.label for trace in found["odd_functional"].traces] == ["vgg", "vgg-ce"]
     np.testing.assert_allclose(series(found["odd_hessian"], "vgg-ce")[1], 0.8)
-    assert isinstance(found["density_functional_vgg_ce"], Ridges)
+    # of hinge both are the same
+    drawn = {name: one.title for name, one in found.items() if isinstance(one, Ridges)}
+    assert drawn == {
+        "density_functional_vgg_ce": "F, vgg-ce, seed 0",
+        "density_hessian_vgg_ce": "H, vgg-ce, seed 0",
+        "density_hessian_vgg": "H = F, vgg, seed 0",
+    }

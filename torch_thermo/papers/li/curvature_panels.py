@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -11,16 +12,17 @@ from torch_thermo.figures.paper import Drawable, Level, Panel, Trace
 from torch_thermo.figures.ridgelines import chosen_steps
 from torch_thermo.figures.spectral import density_rows, stored_measure
 from torch_thermo.papers.courses import Course, Floats, course
-from torch_thermo.papers.li.curvature import (
+from torch_thermo.papers.li.curvature import ODD, edge_ratio
+from torch_thermo.papers.li.entries import (
     EARLY,
     LATE,
-    ODD,
+    SIGN_NULL,
     THRESHOLD,
     chance_below,
-    edge_ratio,
     three_steps,
 )
 from torch_thermo.papers.li.panels import EPOCH, epoch_label
+from torch_thermo.papers.li.recipe import NETS
 from torch_thermo.store import Run
 
 __all__ = [
@@ -34,6 +36,8 @@ __all__ = [
 
 ENTRIES = "hessian_entries"
 BINS = 61
+# one row of the legend
+STATED = tuple(Level("paper: .95 to .98", value) for value in (EARLY, LATE))
 LAMBDA = r"eigenvalue $\lambda$"
 
 
@@ -79,19 +83,18 @@ def share_panels(runs: Sequence[Run]) -> list[Drawable]:
         for name in ("share_below_moving", "share_below", "bound", "active_share")
     )
     batch = int(runs[0].meta["batch"])
-    stated = (Level("paper, early", EARLY), Level("paper, late", LATE))
     return [
         Panel(
             "share",
-            rf"share of entries with $|z| < {THRESHOLD}$",
+            rf"entries with $|z| < {THRESHOLD}$",
             EPOCH,
-            "share",
+            "share of those not 0 everywhere",
             (
-                moving.trace("B = 1, not 0 everywhere"),
-                every.trace("B = 1, all"),
-                _at_batch(runs, batch).trace(f"B = {batch}, not 0 everywhere"),
+                moving.trace("B = 1"),
+                every.trace("B = 1, of all"),
+                _at_batch(runs, batch).trace(f"B = {batch}"),
             ),
-            levels=stated,
+            levels=STATED,
             ylimits=(-0.03, 1.03),
         ),
         Panel(
@@ -99,9 +102,9 @@ def share_panels(runs: Sequence[Run]) -> list[Drawable]:
             r"what arithmetic allows: $|z_1| \leq \sqrt{p / (1 - p)}$",
             EPOCH,
             "share p, bound",
-            (bound.trace(r"$\sqrt{p / (1 - p)}$"), share.trace("active share p")),
+            (bound.trace("bound"), share.trace("active share p")),
             yscale="log",
-            levels=(Level(f"{THRESHOLD}: no entry can be above it", THRESHOLD),),
+            levels=(Level(f"bound < {THRESHOLD}: all are below", THRESHOLD),),
         ),
     ]
 
@@ -138,11 +141,11 @@ def given_active_panels(runs: Sequence[Run]) -> list[Drawable]:
     return [
         Panel(
             "given",
-            rf"share of entries with $|z_a| < {THRESHOLD}$",
+            rf"entries with $|z_a| < {THRESHOLD}$",
             EPOCH,
             "share, given active",
-            (given.trace("measured"), Course(count.epochs, known).trace("if all means were 0")),
-            levels=(Level("paper, early", EARLY), Level("paper, late", LATE)),
+            (given.trace("measured"), Course(count.epochs, known).trace("chance alone")),
+            levels=STATED,
             ylimits=(-0.03, 1.03),
         ),
         Panel(
@@ -157,7 +160,7 @@ def given_active_panels(runs: Sequence[Run]) -> list[Drawable]:
 
 
 def correlation_panels(runs: Sequence[Run], place: int) -> list[Drawable]:
-    """The correlations of one measurement beside their permutation null (Fig. 7).
+    """The correlations of one measurement beside what chance gives (Fig. 7).
 
     Args:
         runs: the seeds; the first one's matrix is shown.
@@ -170,7 +173,9 @@ def correlation_panels(runs: Sequence[Run], place: int) -> list[Drawable]:
     step = steps[min(place, len(steps) - 1)]
     arrays = run.arrays(ENTRIES, step)
     matrix = np.asarray(arrays["correlation_active"], np.float64)
-    levels = np.asarray(arrays["null_quantiles_active"], np.float64)
+    # random signs keep the magnitudes that entries share; runs from before they were stored lack it
+    signs = arrays.get("sign_null_quantiles_active", arrays["null_quantiles_active"])
+    levels = np.asarray(signs, np.float64)
     pairs = matrix[np.triu_indices(len(matrix), 1)]
     pairs = np.abs(pairs[np.isfinite(pairs)])
     edges = np.linspace(0.0, 1.0, 41)
@@ -181,6 +186,9 @@ def correlation_panels(runs: Sequence[Run], place: int) -> list[Drawable]:
         course(runs, f"{ENTRIES}/{name}")
         for name in ("correlation_active", "correlation_active_null")
     )
+    name = f"{ENTRIES}/{SIGN_NULL}"
+    stored = all(name in run.names for run in runs)
+    signed = (course(runs, name).trace("random signs"),) if stored else ()
     epoch = epoch_label(run, step)
     return [
         Matrix(
@@ -204,10 +212,10 @@ def correlation_panels(runs: Sequence[Run], place: int) -> list[Drawable]:
         ),
         Panel(
             "size",
-            "mean |r| and its permutation null",
+            "mean |r| and its nulls",
             EPOCH,
             "mean |r| given active",
-            (size.trace("measured"), null.trace("examples permuted")),
+            (size.trace("measured"), null.trace("examples permuted"), *signed),
         ),
         Panel(
             "share",
@@ -283,14 +291,17 @@ def _odd(nets: Mapping[str, Sequence[Run]], observable: str, title: str) -> Pane
 
 
 def functional_panels(nets: Mapping[str, Sequence[Run]]) -> list[Drawable]:
-    """Spectra of the functional part and of the whole Hessian, for other losses and nets."""
+    """Spectra of the functional part and of the whole Hessian, of hinge the same, by net."""
     panels: list[Drawable] = [
         _odd(nets, "functional_density", "functional part F"),
         _odd(nets, "hessian_density", "whole Hessian H"),
     ]
+    same: list[Drawable] = []
     for net, runs in nets.items():
-        panels += [
-            density_ridges(runs[0], "functional_density", f"F, {net}"),
-            density_ridges(runs[0], "hessian_density", f"H, {net}"),
-        ]
-    return panels
+        whole = density_ridges(runs[0], "hessian_density", f"H, {net}")
+        if NETS[net].loss == "hinge":
+            # its second derivative in the output is 0: the same picture twice
+            same.append(replace(whole, title=f"H = F, {net}, seed {runs[0].meta['seed']}"))
+        else:
+            panels += [density_ridges(runs[0], "functional_density", f"F, {net}"), whole]
+    return [*panels, *same]

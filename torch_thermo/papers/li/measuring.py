@@ -24,18 +24,18 @@ from torch_thermo.callbacks.base import ThermoCallback
 from torch_thermo.papers.li.course import TrainingCourse
 from torch_thermo.papers.li.recipe import Pictures, Recipe, measured_epochs
 
-__all__ = ["thermometer"]
+__all__ = ["PROBE", "SAMPLED", "thermometer"]
 
 # Training images of the probe: of order parameter and gradient. Products with the Hessian cost most
 # and are of the first of them; of fewer with a loss that keeps all examples active, as the hinge
-# loss does not. What is done example by example is of few.
-_PROBE, _CURVATURE, _ACTIVE, _EACH = 1024, 512, 128, 64
+# loss does not. What is done example by example is of few, and circuits are drawn from fewest.
+PROBE, _CURVATURE, _ACTIVE, _EACH, SAMPLED = 1024, 512, 128, 64, 8
 
 
 def thermometer(recipe: Recipe, pictures: Pictures, epochs: int, seed: int) -> Thermometer:
     """All callbacks: cheap ones after each epoch, the others at `measured_epochs`.
 
-    Densities, which cost most, at the paper's own alone.
+    Densities and assumptions, which cost most, at the paper's own alone.
 
     Args:
         recipe: what is trained.
@@ -53,10 +53,10 @@ def thermometer(recipe: Recipe, pictures: Pictures, epochs: int, seed: int) -> T
         GradientSymmetry(each, seed=seed),
         WeightSymmetry(each, seed=seed),
         HessianSpectrum(seldom, density=papers, examples=curved, seed=seed),
-        CircuitSymmetry(seldom, sample=seldom, orders=(0, 1, 2), seed=seed),
+        CircuitSymmetry(seldom, seldom, sample_examples=SAMPLED, orders=(0, 1, 2), seed=seed),
         HessianEntries(seldom, examples=curved, seed=seed),
         Phase(seldom, recipe.kind.floor, probes=2, examples=curved, seed=seed),
-        Assumptions(seldom, seed=seed),
+        Assumptions(papers, seed=seed),
         BulkBoundaryLoss(seldom, examples=_EACH, seed=seed),
         PropagatorSpectrum(seldom, examples=_EACH, seed=seed),
     ]
@@ -67,4 +67,4 @@ def _probe(pictures: Pictures, seed: int) -> tuple[Tensor, Tensor]:
     """Training images drawn without replacement, as one batch."""
     order = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(seed))
     inputs, labels = pictures.train.tensors
-    return inputs[order[:_PROBE]], labels[order[:_PROBE]]
+    return inputs[order[:PROBE]], labels[order[:PROBE]]

@@ -15,7 +15,7 @@ from torch_thermo.figures.matrices import Ridges
 from torch_thermo.figures.paper import Drawable, Level, Panel, Trace
 from torch_thermo.figures.ridgelines import chosen_steps, histogram_row, histogram_rows
 from torch_thermo.papers.courses import Course, course, epochs_of
-from torch_thermo.papers.li.claims import ORDERS, TENTH, layers
+from torch_thermo.papers.li.claims import CURVATURE, ORDERS, TENTH, layers, same_epochs
 from torch_thermo.store import Run
 
 __all__ = [
@@ -194,7 +194,9 @@ def order_panels(runs: Sequence[Run]) -> list[Drawable]:
             Course(scaled.epochs, scaled.values / risk.values).trace(r"$\eta$ OP / R"),
             Course(order.epochs, order.values / risk.values).trace("OP / R"),
         )
-        given, given_risk = _given_active(order, share, 2), _given_active(risk, share, 1)
+        # of the same examples as p
+        given = _given_active(course(runs, "phase/order_parameter"), share, 2)
+        given_risk = _given_active(course(runs, CURVATURE), share, 1)
     op = r"$|\!|\nabla R|\!|^2$"
     return [
         Panel(
@@ -239,9 +241,9 @@ def order_panels(runs: Sequence[Run]) -> list[Drawable]:
 
 def _given_active(found: Course, share: Course, power: int) -> Course:
     """A quantity over a power of the active share, where both were measured."""
-    common = np.intersect1d(found.epochs, share.epochs)
-    values = found.values[:, np.isin(found.epochs, common)]
-    return Course(common, values / share.values[:, np.isin(share.epochs, common)] ** power)
+    found, share = same_epochs(found, share)
+    p = np.where(share.values > 0, share.values, np.nan)
+    return Course(found.epochs, found.values / p**power)
 
 
 def risk_panels(runs: Sequence[Run]) -> list[Drawable]:

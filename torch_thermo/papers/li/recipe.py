@@ -104,7 +104,8 @@ BUDGETS = {
     "quick": Budget("quick", 10, 8, 8, 2000, 32, (0, 1, 2), 40, "cpu"),
     "paper": Budget("paper", 12, 20, 64, None, 128, (0,), 300, "cuda"),
 }
-"""``paper``: the net of the paper's depth and size, and its epochs. ``quick``: minutes on a CPU."""
+"""``paper``: the net of the paper's depth and size, and its epochs. ``quick``: minutes a training
+on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -198,7 +199,8 @@ def load_pictures(source: str | Path, samples: int | None = None) -> Pictures:
     """The images of the two classes.
 
     Args:
-        source: see `torch_thermo.data.load`; images of named classes, `CLASSES` among them.
+        source: see `torch_thermo.data.load`; images of named classes, `CLASSES` among them. Where
+            the name of the data has "jpeg" in it, `Pictures.note` calls them recompressed.
         samples: at most so many training images, drawn with seed 0; None takes all.
 
     Raises:
@@ -221,7 +223,7 @@ def load_pictures(source: str | Path, samples: int | None = None) -> Pictures:
             chosen = chosen[torch.randperm(len(chosen), generator=generator)[:count]]
         y = data.binary_targets(labels[chosen], [plus])
         if len(y.unique()) < 2:
-            raise ValueError(f"{images.name}: a part of the data lacks one of {CLASSES}")
+            raise ValueError(f"{images.name}: a part of the data lacks one of {', '.join(CLASSES)}")
         return data.as_square(pixels[chosen]), y
 
     train = part(images.train_images, images.train_labels, samples)

@@ -140,6 +140,7 @@ def _fit(
         "steps_per_epoch": recipe.steps_per_epoch,
         "budget": recipe.budget.name,
         "device": recipe.budget.accelerator,
+        "held_out": len(pictures.test),
         "note": pictures.note,
     }
     what = f"training {recipe.net}, seed {seed}"
@@ -190,7 +191,8 @@ def _epochs_done(checkpoint: Path, setting: Mapping[str, Any]) -> int:
         epoch, held = int(found["epoch"]) + 1, found[_SETTING]
     except Exception as error:
         raise ValueError(
-            f"{checkpoint} is damaged ({error}): remove it; the training then begins anew"
+            f"{checkpoint} is damaged, or no checkpoint of these trainings: remove it; the "
+            "training then begins anew"
         ) from error
     differing = [
         f"{name} {held.get(name)!r} instead of {setting.get(name)!r}"
