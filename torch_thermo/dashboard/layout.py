@@ -217,7 +217,7 @@ _CHARTS: tuple[tuple[str, str, str, Curves], ...] = (
     ),
     (
         _PHASE,
-        "lambda_min of the Hessian, and the share of outputs that are 0",
+        "lambda_min of the Hessian; shares of outputs that are 0 and of dead examples",
         "Multiline",
         _of("phase", "lambda_min", "zero_output_share", "dead_share"),
     ),
