@@ -55,7 +55,7 @@ def thermometer(recipe: Recipe, pictures: Pictures, epochs: int, seed: int) -> T
         HessianSpectrum(seldom, density=papers, examples=curved, seed=seed),
         CircuitSymmetry(seldom, seldom, sample_examples=SAMPLED, orders=(0, 1, 2), seed=seed),
         HessianEntries(seldom, examples=curved, seed=seed),
-        Phase(seldom, recipe.kind.floor, probes=2, examples=curved, seed=seed),
+        Phase(seldom, recipe.kind.floor, examples=curved, seed=seed),
         Assumptions(papers, seed=seed),
         BulkBoundaryLoss(seldom, examples=_EACH, seed=seed),
         PropagatorSpectrum(seldom, examples=_EACH, seed=seed),

@@ -16,6 +16,7 @@ from torch_thermo.figures.paper import Drawable, Level, Panel, Trace
 from torch_thermo.figures.ridgelines import chosen_steps, histogram_row, histogram_rows
 from torch_thermo.papers.courses import Course, course, epochs_of
 from torch_thermo.papers.li.claims import CURVATURE, ORDERS, TENTH, layers, same_epochs
+from torch_thermo.papers.li.recipe import EPOCHS
 from torch_thermo.store import Run
 
 __all__ = [
@@ -79,7 +80,10 @@ def _ridges(run: Run, observable: str, title: str, entry: str) -> Ridges:
         step for step in run.array_steps(observable) if "counts" in run.arrays(observable, step)
     ]
     steps = [step for step in steps if run.arrays(observable, step)["stats"][-1] > 0]
-    history = [(step, run.arrays(observable, step)) for step in chosen_steps(steps)]
+    papers = [step for step in steps if epochs_of(run, [step])[0] in EPOCHS]
+    # a training that is shorter than the paper's second one has no more than two of them
+    chosen = papers if len(papers) > 2 else chosen_steps(steps)
+    history = [(step, run.arrays(observable, step)) for step in chosen]
     labelled = [(round(float(epochs_of(run, [step])[0])), arrays) for step, arrays in history]
     rows, options = histogram_rows(labelled)
     label = f"{entry} over its root mean square" if options else entry
