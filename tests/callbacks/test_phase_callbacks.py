@@ -118,6 +118,7 @@ def test_the_last_phase_outlives_a_real_resume(tmp_path):
                 self.net[0].weight.data.zero_()
 
     def fit(callback, epochs, checkpoint=None):
+        torch.manual_seed(0)
         trainer = make_trainer(tmp_path, callback, max_epochs=epochs)
         with notices() as texts:
             trainer.fit(Killed(momentum=0.0), loader(shuffle=False), ckpt_path=checkpoint)

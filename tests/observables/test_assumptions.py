@@ -226,11 +226,11 @@ class TestAssumptions:
         assert list(found.identities) == list(LAWS)
         for row in found.identities.values():
             assert row.holds is None
-            assert row.reason.startswith("the model or its loss has no second derivatives (")
+            assert row.reason.startswith("the model or loss has no second derivatives (")
         assert math.isnan(found.layers)
         assert math.isnan(found.active)
         for name in ("layers", "spectrum", "entries"):
-            assert found.reasons[name].startswith("the model or its loss has no second")
+            assert found.reasons[name].startswith("the model or loss has no second")
         assert found.assembly["weights_w_sym"] > 0
         assert found.markdown().count("no second derivatives") == len(LAWS)
 

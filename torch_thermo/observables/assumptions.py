@@ -193,7 +193,7 @@ def _no_second(error: RuntimeError) -> str:
         raise error
     text = str(error).splitlines()[0]
     known = "no second derivatives" in text  # as `hessian_entries` says it
-    return text if known else f"the model or its loss has no second derivatives ({text})"
+    return text if known else f"the model or loss has no second derivatives ({text})"
 
 
 def _symmetry(what: str, values: Tensor, seed: int, reasons: dict[str, str]) -> dict[str, float]:
