@@ -54,7 +54,7 @@ def thermometer(recipe: Recipe, pictures: Pictures, epochs: int, seed: int) -> T
         WeightSymmetry(each, seed=seed),
         HessianSpectrum(seldom, density=papers, examples=curved, seed=seed),
         CircuitSymmetry(seldom, seldom, sample_examples=SAMPLED, orders=(0, 1, 2), seed=seed),
-        HessianEntries(seldom, examples=curved, seed=seed),
+        HessianEntries(seldom, columns=8, examples=curved, seed=seed),
         Phase(seldom, recipe.kind.floor, examples=curved, seed=seed),
         Assumptions(papers, seed=seed),
         BulkBoundaryLoss(seldom, examples=_EACH, seed=seed),

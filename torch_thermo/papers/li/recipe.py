@@ -43,7 +43,7 @@ EPOCHS = (0, 10, 20, 30, 40, 100, 160, 200, 260, 300)
 
 # Besides the paper's epochs: most happens in the first. Few of those, for with the hinge loss a
 # product with the Hessian takes longest while most examples are active.
-_EARLY = (2, 5, 15, 25, 35)
+_EARLY = (5, 15, 25, 35)
 
 
 @dataclass(frozen=True)
@@ -261,7 +261,7 @@ def measured_epochs(epochs: int, early: bool = True) -> tuple[int, ...]:
 
     Example:
         >>> measured_epochs(20)
-        (0, 2, 5, 10, 15, 20)
+        (0, 5, 10, 15, 20)
     """
     due = {*EPOCHS, epochs, *(_EARLY if early else ())}
     return tuple(sorted(epoch for epoch in due if epoch <= epochs))
