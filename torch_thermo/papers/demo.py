@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 
 from torch_thermo import data, figures
 from torch_thermo.callbacks import Thermometer
+from torch_thermo.papers.folders import check_out
 from torch_thermo.papers.quiet import quiet_lightning
 from torch_thermo.papers.recipes import Classifier, Recipe, tanh_recipe, vgg_recipe
 from torch_thermo.papers.show import run_table, run_title
@@ -99,10 +100,7 @@ def run_demo(
     """
     if epochs is not None and epochs < 1:
         raise ValueError(f"epochs must be at least 1, got {epochs}")
-    out = Path(out)
-    for path in (out, *out.parents):
-        if path.exists() and not path.is_dir():
-            raise NotADirectoryError(f"out must be a folder, got the file {path}")
+    out = check_out(out)
     images = data.load(source, seed=seed).subset(most_train, most_test, seed=seed)
     runs = []
     for recipe in (tanh_recipe(images, seed, epochs), vgg_recipe(images, seed, epochs)):

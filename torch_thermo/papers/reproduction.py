@@ -18,6 +18,7 @@ from typing import TypeVar
 from rich.table import Table
 from rich.text import Text
 
+from torch_thermo.papers.folders import check_out
 from torch_thermo.papers.verdicts import Row
 
 __all__ = [
@@ -214,9 +215,7 @@ def reproduce(
     if session.epochs is not None and session.epochs < 1:
         raise ValueError(f"epochs must be at least 1, got {session.epochs}")
     check_data(experiments, session.data)
-    for path in (session.out, *session.out.parents):
-        if path.exists() and not path.is_dir():
-            raise NotADirectoryError(f"out must be a folder, got the file {path}")
+    check_out(session.out)
     for experiment in experiments:
         yield experiment, experiment.make(session)
 

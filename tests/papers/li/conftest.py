@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.papers.li.stored_runs import EPOCHS, write_run
 from tests.papers.li.support import LittleRecipe, pictures, seconds
 from torch_thermo.papers.li.recipe import Budget
 from torch_thermo.papers.li.training import train
@@ -37,3 +38,19 @@ def measured(tmp_path_factory) -> Measured:
         warnings.simplefilter("always")
         run = train(out, recipe, found, seed=0)
     return Measured(out, budget, recipe, run, tuple(str(one.message) for one in caught))
+
+
+@pytest.fixture
+def make(tmp_path):
+    """Runs of some seeds with some measurements changed."""
+    made = []
+
+    def runs(seeds: int = 1, net: str = "vgg", without=(), epochs=EPOCHS, **changes):
+        given = {name.replace("__", "/"): value for name, value in changes.items()}
+        made.append(None)
+        return [
+            write_run(tmp_path / f"{len(made)}_{seed}", net, seed, epochs, given, without)
+            for seed in range(seeds)
+        ]
+
+    return runs

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from tests.papers.li.stored_runs import EPOCHS, STEPS_PER_EPOCH, risk_at, write_run
+from tests.papers.li.stored_runs import EPOCHS, STEPS_PER_EPOCH, risk_at
 from torch_thermo.papers.li import curvature, entries
 from torch_thermo.papers.verdicts import (
     NO_CONTENT,
@@ -17,22 +17,6 @@ from torch_thermo.papers.verdicts import (
     at_most,
 )
 from torch_thermo.store import Run, Store, load_run
-
-
-@pytest.fixture
-def make(tmp_path):
-    """Runs of some seeds with some measurements changed."""
-    made = []
-
-    def runs(seeds: int = 1, net: str = "vgg", without=(), epochs=EPOCHS, **changes):
-        given = {name.replace("__", "/"): value for name, value in changes.items()}
-        made.append(None)
-        return [
-            write_run(tmp_path / f"{len(made)}_{seed}", net, seed, epochs, given, without)
-            for seed in range(seeds)
-        ]
-
-    return runs
 
 
 def with_arrays(run: Run, epoch: int, **arrays) -> Run:

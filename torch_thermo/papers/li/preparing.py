@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from torch_thermo.papers.folders import check_out
 from torch_thermo.papers.li.recipe import BUDGETS, load_pictures, recipe
 from torch_thermo.papers.li.training import train
 from torch_thermo.papers.progress import Progress
@@ -50,10 +51,7 @@ def prepare(
         NotADirectoryError: ``out`` is a file, or lies below one.
         FileNotFoundError, ModuleNotFoundError, OSError: the data are missing.
     """
-    out = Path(out)
-    for path in (out, *out.parents):
-        if path.exists() and not path.is_dir():
-            raise NotADirectoryError(f"out must be a folder, got the file {path}")
+    out = check_out(out)
     if epochs is not None and epochs < 1:
         raise ValueError(f"epochs must be at least 1, got {epochs}")
     if not nets:

@@ -13,6 +13,7 @@ from pytorch_lightning.loggers import CSVLogger
 from torch.utils.data import DataLoader, Sampler
 
 from torch_thermo.callbacks import Thermometer
+from torch_thermo.papers.folders import check_setting
 from torch_thermo.papers.li.measuring import thermometer
 from torch_thermo.papers.li.recipe import Pictures, Recipe
 from torch_thermo.papers.progress import Progress
@@ -194,14 +195,5 @@ def _epochs_done(checkpoint: Path, setting: Mapping[str, Any]) -> int:
             f"{checkpoint} is damaged, or no checkpoint of these trainings: remove it; the "
             "training then begins anew"
         ) from error
-    differing = [
-        f"{name} {held.get(name)!r} instead of {setting.get(name)!r}"
-        for name in sorted({*held, *setting})
-        if held.get(name) != setting.get(name)
-    ]
-    if differing:
-        raise ValueError(
-            f"{checkpoint.parent.parent} holds another training, of {', '.join(differing)}: "
-            "name another folder, or remove it"
-        )
+    check_setting(checkpoint.parent.parent, held, setting)
     return epoch

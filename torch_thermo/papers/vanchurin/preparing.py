@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from torch_thermo.papers.folders import check_out
 from torch_thermo.papers.progress import Progress
 from torch_thermo.papers.threads import one_thread
 from torch_thermo.papers.vanchurin.measuring import measure
@@ -48,10 +49,7 @@ def prepare(
         NotADirectoryError: ``out`` is a file, or lies below one.
         FileNotFoundError, ModuleNotFoundError, OSError: the data or numba are missing.
     """
-    out = Path(out)
-    for path in (out, *out.parents):
-        if path.exists() and not path.is_dir():
-            raise NotADirectoryError(f"out must be a folder, got the file {path}")
+    out = check_out(out)
     if epochs is not None and epochs < 1:
         raise ValueError(f"epochs must be at least 1, got {epochs}")
     if not nets:

@@ -20,6 +20,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from torch_thermo.papers.folders import check_setting
 from torch_thermo.store.files import replace_file, write_npz
 
 __all__ = ["Checkpoint", "clean_up", "load_snapshot", "save_snapshot", "snapshots"]
@@ -67,17 +68,7 @@ class Checkpoint:
         missing = {"epoch", "generator", "setting"} - set(arrays)
         if missing:
             raise _damaged(path, f"no {min(missing)} in it", "the training then begins anew")
-        found = json.loads(str(arrays["setting"]))
-        differing = [
-            f"{name} {found.get(name)!r} instead of {setting.get(name)!r}"
-            for name in sorted({*found, *setting})
-            if found.get(name) != setting.get(name)
-        ]
-        if differing:
-            raise ValueError(
-                f"{folder} holds another training, of {', '.join(differing)}: "
-                "name another folder, or remove it"
-            )
+        check_setting(folder, json.loads(str(arrays["setting"])), setting)
         weights = {
             name.removeprefix("weights/"): torch.from_numpy(array)
             for name, array in arrays.items()
