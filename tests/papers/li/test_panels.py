@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
 from tests.papers.li.stored_runs import EPOCHS, SAMPLES, risk_at, write_run
 from torch_thermo.figures.matrices import Matrix, Ridges
@@ -29,6 +30,10 @@ def series(panel, label):
     return np.asarray(trace.x), np.asarray(trace.y)
 
 
+def area(y, x):
+    return float(torch.trapezoid(torch.as_tensor(y), torch.as_tensor(x)))
+
+
 def test_distributions_are_below_each_other_by_epoch(runs):
     weights = by_name(panels.weight_panels(runs))["distribution"]
     # the paper's epochs
@@ -41,7 +46,7 @@ def test_distributions_are_below_each_other_by_epoch(runs):
     assert gradient.ylabel == "epoch: root mean square"
     assert gradient.floor > 0
     for row in gradient.rows:
-        assert np.trapezoid(row.density, row.x) == pytest.approx(1.0, abs=1e-6)
+        assert area(row.density, row.x) == pytest.approx(1.0, abs=1e-6)
 
 
 def test_distributions_of_a_short_training_are_all_there(tmp_path):
@@ -66,7 +71,7 @@ def test_circuits_of_three_orders(runs):
     assert [t.label for t in found["order0"].traces] == ["epoch 0", "epoch 10", "epoch 40"]
     assert [t.label for t in found["orders"].traces] == ["order 0", "order 1", "order 2"]
     for trace in (*found["order0"].traces, *found["orders"].traces):
-        assert np.trapezoid(trace.y, trace.x) == pytest.approx(1.0)
+        assert area(trace.y, trace.x) == pytest.approx(1.0)
     assert "1e-24" in found["order0"].xlabel
     np.testing.assert_allclose(series(found["balance"], "exact, S")[1], 1e-6)
     assert [level.value for level in found["positive"].levels] == [0.5]
