@@ -342,6 +342,16 @@ def test_a_kink_made_smooth_is_seen():
     assert F.softplus(torch.tensor(0.1), beta=50.0) == pytest.approx(0.1, abs=2e-4)
 
 
+def test_correlations_stand_beside_the_null_that_decides():
+    model, x = filled(mlp(nn.ReLU)), randn(30, 16)
+    risk = Risk(model, nn.MSELoss(), [(x, randn(30, 1))])
+    found = check_assumptions(risk, seed=3, paths=0).diversity
+    entries = hessian_entries(risk, 8, min(64, risk.numel), seed=3).summary(3)
+    for name in ("correlation", "correlation_null", "correlation_sign_null", "correlated_share"):
+        assert found[f"entries_{name}"] == entries[name]
+    assert found["entries_correlation_sign_null"] > 0
+
+
 @pytest.mark.parametrize("active", [0, 1, 5])
 def test_diversity_says_why_it_is_undefined(active):
     """Few active examples: no correlation, no spread given active; the numbers have reasons."""

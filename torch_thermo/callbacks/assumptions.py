@@ -19,8 +19,9 @@ class Assumptions(ThermoCallback):
     layers L and active_share; of assembly symmetry weights_, gradient_ and circuits_ each with
     sign_balance, odd_moment, w_sym and w_sym_null, and spectrum_odd_3 with
     spectrum_odd_3_stderr; of diversity entries_ with share_below, share_below_active, bound,
-    correlation, correlation_null, correlated_share and coupling_set_size: the names of
-    `check_assumptions`, whose documentation says what they are. NaN where a number is not defined.
+    correlation, correlation_null, correlation_sign_null, correlated_share and coupling_set_size:
+    the names of `check_assumptions`, whose documentation says what they are. NaN where a number is
+    not defined.
     The table of the identities is stored as the array `text` and shown on TensorBoard's text tab.
 
     Not in the plan of `Thermometer()`: add it by

@@ -180,7 +180,7 @@ CARDS: dict[str, Card] = {
         "both to last.",
         floor="`..._w_sym_null` for each `..._w_sym`, `spectrum_odd_3_stderr`, `entries_bound` "
         "(which makes the share rise as examples become inactive, whatever the entries are), "
-        "`entries_share_below_active` and `entries_correlation_null`. " + _DEPENDENT,
+        "`entries_share_below_active` and `entries_correlation_sign_null`. " + _DEPENDENT,
         source=f"{LI}, Figs. 3, 4, 6, 7 and 8a.",
     ),
     "weight_symmetry": Card(

@@ -29,6 +29,7 @@ _ENTRIES = (
     "bound",
     "correlation",
     "correlation_null",
+    "correlation_sign_null",
     "correlated_share",
     "coupling_set_size",
 )
@@ -48,8 +49,8 @@ class Assumptions:
             {weights, gradient, circuits}_{sign_balance, odd_moment, w_sym, w_sym_null}, and
             spectrum_odd_3, spectrum_odd_3_stderr. NaN where not measured.
         diversity: of the Hessian entries, entries_{share_below, share_below_active, bound,
-            correlation, correlation_null, correlated_share, coupling_set_size}, see
-            `HessianEntries.summary`. NaN where not measured.
+            correlation, correlation_null, correlation_sign_null, correlated_share,
+            coupling_set_size}, see `HessianEntries.summary`. NaN where not measured.
         reasons: {what is NaN: why}.
     """
 
@@ -111,7 +112,8 @@ def check_assumptions(
     - *diversity*: the entries of the Hessian vary from example to example much more than their
       means are, and each is correlated with few others. Measured as the share of normalised means
       `|z_1| < .15` (beside its bound `sqrt(p/(1-p))`, which alone makes it rise with training, and
-      the share given active), and the correlations beside their permutation null.
+      the share given active), and the correlations beside their nulls: random signs, which decide
+      which are significant, and shuffled examples, see `correlation_test`.
 
     They are statements of degree: numbers are given and no verdict.
 
@@ -265,7 +267,7 @@ def _diversity(
         reasons["entries"] = entries.reason
     every = entries.correlations(seed=seed)
     if every.test.reason:
-        named = ("correlation", "correlation_null", "correlated_share")
+        named = [name for name in _ENTRIES if name.startswith("correlat")]
         reasons |= {f"entries_{name}": every.test.reason for name in named}
     summary = entries.summary(seed, every)
     if math.isnan(summary["share_below_active"]) and not entries.reason:
