@@ -11,6 +11,7 @@ from torch import Tensor
 
 from torch_thermo.network import Network, UnreadableNetworkError
 from torch_thermo.observables.circuits import sample_circuits
+from torch_thermo.observables.circuits.arguments import whole
 from torch_thermo.observables.hessian_entries import hessian_entries
 from torch_thermo.observables.hessian_spectrum import hessian_spectrum
 from torch_thermo.observables.identities import LAWS, Identity, measure_identities
@@ -139,10 +140,7 @@ def check_assumptions(
     if layers is not None:
         numbers["layers"] = (layers, 1)
     for name, (number, least) in numbers.items():
-        if isinstance(number, bool) or not hasattr(number, "__index__"):
-            raise TypeError(f"{name} must be a whole number, got {number!r}")
-        if number < least:
-            raise ValueError(f"{name} must be at least {least}, got {number}")
+        whole(name, number, least)
     with risk.frozen():
         gradient = risk.gradient()
         if not bool(torch.isfinite(gradient).all()):

@@ -1,4 +1,4 @@
-"""Checks of the numbers that samplers are given."""
+"""Checks of whole numbers and seeds that are given."""
 
 from __future__ import annotations
 
